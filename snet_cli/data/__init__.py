@@ -1,0 +1,1 @@
+"""What is on disk and what it means: trajectories, input signals, files. Plain NumPy; never imports torch."""
