@@ -55,7 +55,7 @@ class Trajectories:
         Channels in order. `state_names` are the names of `truth` and `x0`; for a recording they equal
         `output_names`.
     inputs : Inputs
-        u(t), each trajectory its own; `Inputs.none(B)` for an autonomous system.
+        u(t), each trajectory its own; `Inputs.none()` for an autonomous system.
     units : mapping of str to str
         Units of outputs, states and inputs by name; missing or "" = not stated.
     noise_std : mapping of str to float

@@ -1,0 +1,74 @@
+"""Options of the learnable models: the tree under `model` in YAML and `--set`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Activation = Literal["tanh", "sin", "silu", "softplus"]
+Width = Annotated[int, Field(ge=1, le=4096)]
+
+
+class ModelOptions(BaseModel):
+    """What every model has: its registry name."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class LinearOptions(ModelOptions):
+    """x' = A x + B u + c, in closed form on step 0."""
+
+    name: Literal["linear"] = "linear"
+
+
+class VehicleOptions(ModelOptions):
+    """Planar vehicle of Quaglino et al. 2020, eq. 8: one network each for J, C and d; M known."""
+
+    name: Literal["vehicle"] = "vehicle"
+    hidden: Annotated[list[Width], Field(min_length=1, max_length=1)] = Field(
+        default=[32], description="Width of the hidden layer of each of the three networks."
+    )
+    activation: Activation = Field(default="tanh", description="Activation of the hidden layer.")
+
+
+class MultiAgentOptions(ModelOptions):
+    """Many vehicles under a known policy (Quaglino et al. 2020, App. B): one J shared by all agents is learned."""
+
+    name: Literal["multi-agent"] = "multi-agent"
+    hidden: Annotated[list[Width], Field(min_length=1, max_length=1)] = Field(
+        default=[32], description="Width of the hidden layer of J."
+    )
+    activation: Activation = Field(default="tanh", description="Activation of the hidden layer.")
+
+
+class MlpOptions(ModelOptions):
+    """A generic network on normalised states and inputs."""
+
+    name: Literal["mlp"] = "mlp"
+    hidden: Annotated[list[Width], Field(min_length=1, max_length=8)] = Field(
+        default=[32, 32], description="Widths of the hidden layers."
+    )
+    activation: Activation = Field(default="tanh", description="Activation of the hidden layers.")
+    angles: list[str] = Field(default=[], description="States that the network sees as sine and cosine.")
+    second_order: dict[str, str] = Field(
+        default={}, description="Pairs q: v with q' = v given, not learned; v may be unmeasured."
+    )
+    exclude: list[str] = Field(default=[], description="States and inputs that the network must not see.")
+    time: bool = Field(default=False, description="Whether the network sees t, counted from the trajectory's start.")
+
+
+class UserOptions(ModelOptions):
+    """The user's own torch module, named on the command line as FILE.py:Class."""
+
+    name: Literal["user"] = "user"
+
+
+MODEL_OPTIONS: dict[str, type[ModelOptions]] = {
+    "linear": LinearOptions,
+    "mlp": MlpOptions,
+    "vehicle": VehicleOptions,
+    "multi-agent": MultiAgentOptions,
+    "user": UserOptions,
+}
+"""Registry name of a model -> its options."""

@@ -1,0 +1,64 @@
+"""Options of `snet fit`: every flag by its name, and the nested trees `model`, `theta_step`."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class ThetaStepOptions(BaseModel):
+    """How the weights θ move."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    name: Literal["adam", "lbfgs"] = Field(
+        default="lbfgs", description="adam: as in the paper; lbfgs: far fewer iterations where all data is one batch."
+    )
+    rate: Positive = Field(default=1e-2, description="Learning rate of adam; lbfgs has a line search instead.")
+
+
+class FitOptions(BaseModel):
+    """What `snet fit` trains, with which method, and when it stops."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    preset: Literal["paper"] | None = Field(default=None, description="paper: the settings of Quaglino et al. 2020.")
+    method: Literal["auto", "delta"] = Field(default="auto", description="Training method.")
+    model: dict[str, Any] | str | None = Field(
+        default=None, description="Model: a registry name, FILE.py:Class, or a tree with its options."
+    )
+    order: Literal["auto"] | Annotated[int, Field(ge=2, le=100)] = Field(
+        default="auto", description="Polynomial order p of each element (Quaglino et al. 2020, eq. 5)."
+    )
+    elements: Literal["auto"] | Annotated[int, Field(ge=1, le=100_000)] = Field(
+        default="auto", description="Elements on the longest trajectory; shorter ones get their share."
+    )
+    iterations: Count | None = Field(default=None, description="Most iterations; unset: the method's own limit.")
+    tolerance: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        default=0.0, description="δ: training stops when the residual R is at most this."
+    )
+    max_time: Positive | None = Field(default=None, description="Most seconds for the whole command.")
+    validation: str | float | None = Field(
+        default=None, description="Held-out trajectories: a file, or a fraction of the training file."
+    )
+    x0: Literal["known", "free"] | None = Field(
+        default=None, description="Whether x(t0) is held at the file's x0; unset: known where the file has it."
+    )
+    scaled: bool = Field(default=True, description="Scale each state's residual by 1/rms of its derivative.")
+    theta_step: ThetaStepOptions = Field(default=ThetaStepOptions(), description="How the weights move.")
+
+
+PAPER_PRESET: dict[str, Any] = {
+    "order": 14,
+    "elements": 1,
+    "scaled": False,
+    "theta_step": {"name": "adam", "rate": 1e-2},
+}
+"""`--preset paper`: what Quaglino et al. 2020 (Sec. 5) used; a flag given beside it wins."""
+
+ITERATION_LIMITS: dict[str, int] = {"delta": 480}
+"""Iterations of the paper's preset by method (DESIGN, section 2)."""
