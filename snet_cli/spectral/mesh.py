@@ -1,8 +1,8 @@
 """Meshes: every trajectory cut into elements, on each of which x is a polynomial of order p.
 
-Elements of all trajectories stand in one flat list of length N, trajectory after trajectory, so that ragged horizons need
-no padding. Node values have shape (N, P, n); neighbours within a trajectory share their end node, hence x is continuous
-and each of them holds its own copy of the shared value. Times are in the data's unit.
+Elements of all trajectories stand in one flat list of length N, trajectory by trajectory, so that ragged horizons
+need no padding. Node values have shape (N, P, n); neighbours within a trajectory share their end node, hence x is
+continuous, and each of them holds its own copy of the shared value. Times are in the data's unit.
 """
 
 from __future__ import annotations
@@ -140,19 +140,21 @@ def build_mesh(
     """
     horizon = end - start
     share = np.maximum(1, np.rint(elements * horizon / horizon.max())).astype(np.int64)
-    pieces = []
-    for b in range(start.size):  # set-up only, once per trajectory
-        inner = np.zeros(0) if jumps is None else jumps[b][(jumps[b] > start[b]) & (jumps[b] < end[b])]
-        if 0 < inner.size < share[b]:
-            pieces.append(_between(np.concatenate([[start[b]], inner, [end[b]]]), int(share[b])))
-        else:
-            pieces.append(np.linspace(start[b], end[b], share[b] + 1))
     first = np.concatenate([[0], np.cumsum(share)])
-    return Mesh(legendre_basis(order), np.repeat(np.arange(start.size), share), np.concatenate(pieces), first)
+    # k / E from 0 to 1 within each trajectory; the convex combination hits both ends to the bit
+    position = np.arange(first[-1] + start.size) - np.repeat(first[:-1] + np.arange(start.size), share + 1)
+    part = position / np.repeat(share, share + 1)
+    boundaries = np.repeat(start, share + 1) * (1.0 - part) + np.repeat(end, share + 1) * part
+    for b, times in enumerate(jumps or ()):
+        inner = times[(times > start[b]) & (times < end[b])]
+        if 0 < inner.size < share[b]:
+            own = slice(first[b] + b, first[b + 1] + b + 1)
+            boundaries[own] = _between(np.concatenate([[start[b]], inner, [end[b]]]), int(share[b]))
+    return Mesh(legendre_basis(order), np.repeat(np.arange(start.size), share), boundaries, first)
 
 
 def _between(fixed: FloatArray, elements: int) -> FloatArray:
-    """`elements` + 1 boundaries that contain all `fixed` ones; each gap gets its share by greatest width per element."""
+    """`elements` + 1 boundaries that contain all `fixed` ones; the widest pieces are halved, thirded, ... first."""
     width = np.diff(fixed)
     count = np.ones(width.size, np.int64)
     for _ in range(elements - width.size):

@@ -1,0 +1,132 @@
+"""What every learnable f(t, x, u; θ) is: a torch module that separates what depends on θ from what does not.
+
+In a θ-step x is fixed, so everything in f that does not depend on θ (trigonometry, normalisation, known policies) is
+computed once per step by `features`, and every evaluation of the loss calls `from_features` only.
+Known physical constants (a mass matrix, the gains of a policy) are the last channels of u: each trajectory carries its
+own, and nothing else in the program has to know about them.
+"""
+
+from __future__ import annotations
+
+import itertools
+from typing import NamedTuple, Self
+
+import torch
+from torch import Tensor, nn
+
+from snet_cli.models.options import Activation, ModelOptions
+
+
+class StateSpace(NamedTuple):
+    """Names of the channels that f maps between.
+
+    Attributes
+    ----------
+    states, inputs : tuple of str
+        n states and m inputs, in order.
+    """
+
+    states: tuple[str, ...]
+    inputs: tuple[str, ...]
+
+
+class NodeData(NamedTuple):
+    """Step 0 at all points, from which models set their normalisation or solve in closed form.
+
+    Attributes
+    ----------
+    t, x, u : Tensor, shapes (N,), (N, n), (N, m + c)
+    derivative : Tensor, shape (N, n)
+        ẋ of the series.
+    weight : Tensor, shape (N,)
+        Quadrature weights.
+    """
+
+    t: Tensor
+    x: Tensor
+    u: Tensor
+    derivative: Tensor
+    weight: Tensor
+
+
+class Model(nn.Module):
+    """Base class of f(t, x, u; θ).
+
+    Attributes
+    ----------
+    constants : tuple of str
+        Names of known constants, expected as the last channels of u.
+    """
+
+    constants: tuple[str, ...] = ()
+
+    @classmethod
+    def build(cls, options: ModelOptions, space: StateSpace, generator: torch.Generator, dtype: torch.dtype) -> Self:
+        """A new model for these channels, with weights drawn from `generator`."""
+        raise NotImplementedError(f"{cls.__name__} defines no build")
+
+    @classmethod
+    def required_space(cls, outputs: tuple[str, ...]) -> StateSpace | None:
+        """The channels that a structured model insists on; None where it takes what the data has."""
+        return None
+
+    def features(self, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+        """Everything in f that does not depend on θ; the shapes are any leading shape, (..., n) and (..., m + c)."""
+        return t, x, u
+
+    def from_features(self, *features: Tensor) -> Tensor:
+        """ẋ, shape (..., n), from what `features` returned."""
+        raise NotImplementedError(f"{type(self).__name__} defines no from_features")
+
+    def forward(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
+        """ẋ = f(t, x, u; θ), shape (..., n).
+
+        Parameters
+        ----------
+        t : Tensor, shape (...,)
+            Time since the trajectory's start.
+        x : Tensor, shape (..., n)
+        u : Tensor, shape (..., m + c)
+            Inputs, then known constants.
+        """
+        return self.from_features(*self.features(t, x, u))
+
+    def fit_normalization(self, data: NodeData) -> None:
+        """Set normalisation buffers from the training data; structured models have none."""
+
+    def solve_in_closed_form(self, data: NodeData) -> bool:
+        """Set θ to the minimiser of R where there is a formula; returns whether there is."""
+        return False
+
+
+_ACTIVATIONS: dict[Activation, type[nn.Module]] = {"tanh": nn.Tanh, "silu": nn.SiLU, "softplus": nn.Softplus}
+
+
+class Sine(nn.Module):
+    """sin(z), elementwise."""
+
+    def forward(self, z: Tensor) -> Tensor:
+        """Apply the sine."""
+        return torch.sin(z)
+
+
+def layers(
+    sizes: list[int], activation: Activation, generator: torch.Generator, *, bias: bool = True, dtype: torch.dtype
+) -> nn.Sequential:
+    """A fully connected network of the given layer sizes, linear at the end.
+
+    Weights and biases are uniform in ±1/√(fan-in) (LeCun et al. 1998), drawn from `generator`: torch's own
+    initialisation would draw from the global random state.
+    """
+    modules: list[nn.Module] = []
+    for k, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
+        layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, bias=bias, dtype=dtype)
+        bound = max(fan_in, 1) ** -0.5
+        with torch.no_grad():
+            for parameter in layer.parameters():
+                draw = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+                parameter.copy_((2.0 * draw - 1.0) * bound)
+        modules.append(layer)
+        if k < len(sizes) - 2:
+            modules.append(Sine() if activation == "sin" else _ACTIVATIONS[activation]())
+    return nn.Sequential(*modules)

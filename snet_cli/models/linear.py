@@ -1,0 +1,51 @@
+"""x' = A x + B u + c: the yardstick that every network has to beat, in closed form on step 0."""
+
+from __future__ import annotations
+
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from snet_cli.models.base import Model, NodeData, StateSpace
+from snet_cli.models.options import ModelOptions
+
+
+class Linear(Model):
+    """x' = A x + B u + c with A (n, n), B (n, m), c (n,) in physical units."""
+
+    def __init__(self, space: StateSpace, dtype: torch.dtype) -> None:
+        super().__init__()
+        n, m = len(space.states), len(space.inputs)
+        self.A = nn.Parameter(torch.zeros(n, n, dtype=dtype))
+        self.B = nn.Parameter(torch.zeros(n, m, dtype=dtype))
+        self.c = nn.Parameter(torch.zeros(n, dtype=dtype))
+
+    @classmethod
+    def build(cls, options: ModelOptions, space: StateSpace, generator: torch.Generator, dtype: torch.dtype) -> Self:
+        """A model of zeros, to be solved."""
+        return cls(space, dtype)
+
+    def from_features(self, *features: Tensor) -> Tensor:
+        """A x + B u + c."""
+        _, x, u = features
+        return x @ self.A.T + u @ self.B.T + self.c
+
+    def solve_in_closed_form(self, data: NodeData) -> bool:
+        """Weighted least squares of ẋ on (x, u, 1), with columns scaled to equal size before the QR factorisation.
+
+        Directions that the data leaves open (collinear channels) get the solution of smallest norm.
+        """
+        regressors = torch.cat([data.x, data.u, torch.ones_like(data.x[:, :1])], dim=1).double()
+        root = data.weight.double().sqrt()[:, None]
+        scale = regressors.abs().amax(0).clamp_min(1e-300)
+        solution = torch.linalg.lstsq(
+            (root * regressors / scale).cpu(), (root * data.derivative.double()).cpu(), driver="gelsd"
+        ).solution
+        solution = (solution.to(scale.device) / scale[:, None]).T
+        n, m = self.B.shape
+        with torch.no_grad():
+            self.A.copy_(solution[:, :n])
+            self.B.copy_(solution[:, n : n + m])
+            self.c.copy_(solution[:, -1])
+        return True

@@ -1,0 +1,119 @@
+"""A generic network on normalised states and inputs, with what a user knows built in.
+
+Known are: which states are angles (the network sees sine and cosine), which channels it must not see, and which pairs
+obey q' = v (that row is given, not learned). Normalisation lives in buffers fitted to step 0: inputs have mean 0 and
+standard deviation 1, outputs are in units of the root mean square of ẋ.
+"""
+
+from __future__ import annotations
+
+import difflib
+from typing import Self, cast
+
+import torch
+from torch import Tensor
+
+from snet_cli.errors import UsageError
+from snet_cli.models.base import Model, NodeData, StateSpace, layers
+from snet_cli.models.options import MlpOptions, ModelOptions
+
+
+class Mlp(Model):
+    """ẋ_i = rms(ẋ_i) · network(z)_i for the learned rows, q' = v for the given ones."""
+
+    def __init__(self, options: MlpOptions, space: StateSpace, generator: torch.Generator, dtype: torch.dtype) -> None:
+        super().__init__()
+        _check_names(options, space)
+        channels = space.states + space.inputs
+        angles, hidden_from = set(options.angles), set(options.exclude)
+        self.given = {space.states.index(q): space.states.index(v) for q, v in options.second_order.items()}
+        learned = [i for i in range(len(space.states)) if i not in self.given]
+        self.angle = torch.tensor([channels.index(c) for c in options.angles if c not in hidden_from], dtype=torch.long)
+        plain = [i for i, c in enumerate(channels) if c not in angles and c not in hidden_from]
+        self.plain = torch.tensor(plain, dtype=torch.long)
+        self.sees_time = options.time
+        self.states = len(space.states)
+        # column of (given velocities, learned rows) that each state's derivative comes from
+        source = [0] * self.states
+        for column, i in enumerate([*self.given, *learned]):
+            source[i] = column
+        self.register_buffer("source", torch.tensor(source), persistent=False)
+        self.register_buffer("velocity", torch.tensor(list(self.given.values()), dtype=torch.long), persistent=False)
+        self.register_buffer("learned", torch.tensor(learned, dtype=torch.long), persistent=False)
+        width = len(plain) + 2 * self.angle.numel() + int(options.time)
+        for name, size, value in (
+            ("input_mean", len(plain), 0.0),
+            ("input_scale", len(plain), 1.0),
+            ("time_scale", 1, 1.0),
+            ("output_scale", len(learned), 1.0),
+        ):
+            self.register_buffer(name, torch.full((size,), value, dtype=torch.float64))
+        sizes = [width, *options.hidden, len(learned)]
+        self.network = layers(sizes, options.activation, generator, dtype=dtype)
+
+    @classmethod
+    def build(cls, options: ModelOptions, space: StateSpace, generator: torch.Generator, dtype: torch.dtype) -> Self:
+        """A new network for the channels of the data."""
+        return cls(cast(MlpOptions, options), space, generator, dtype)
+
+    input_mean: Tensor
+    input_scale: Tensor
+    time_scale: Tensor
+    output_scale: Tensor
+    source: Tensor
+    velocity: Tensor
+    learned: Tensor
+
+    def features(self, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, ...]:
+        """The network's normalised input z and the velocities of the given rows."""
+        channels = torch.cat([x, u], -1)
+        plain = (channels[..., self.plain.to(x.device)] - self.input_mean) / self.input_scale
+        angle = channels[..., self.angle.to(x.device)]
+        parts = [plain, angle.sin(), angle.cos()]
+        if self.sees_time:
+            parts.append((t / self.time_scale)[..., None])
+        return torch.cat(parts, -1), x[..., self.velocity]
+
+    def from_features(self, *features: Tensor) -> Tensor:
+        """Given and learned rows, in the order of the states."""
+        z, velocity = features
+        dtype = next(self.network.parameters()).dtype
+        learned = self.network(z.to(dtype)).to(z.dtype) * self.output_scale
+        if not self.given:
+            return learned
+        return torch.cat([velocity, learned], -1)[..., self.source]
+
+    def fit_normalization(self, data: NodeData) -> None:
+        """Weighted mean and standard deviation of what the network sees; root mean square of what it predicts."""
+        weight = (data.weight / data.weight.sum())[:, None]
+        seen = torch.cat([data.x, data.u], -1)[:, self.plain.to(data.x.device)]
+        mean = (weight * seen).sum(0)
+        deviation = (weight * (seen - mean) ** 2).sum(0).sqrt()
+        self.input_mean.copy_(mean)
+        self.input_scale.copy_(_floored(deviation, seen.abs().amax(0) if seen.numel() else deviation))
+        self.time_scale.copy_(_floored(data.t.abs().amax()[None], data.t.abs().amax()[None]))
+        rates = data.derivative[:, self.learned]
+        rms = (weight * rates**2).sum(0).sqrt()
+        self.output_scale.copy_(_floored(rms, rates.abs().amax(0) if rates.numel() else rms))
+
+
+def _floored(scale: Tensor, magnitude: Tensor) -> Tensor:
+    """A scale that never divides by zero: a constant channel gets its magnitude, a zero channel 1."""
+    fallback = torch.where(magnitude > 0, magnitude, torch.ones_like(magnitude))
+    return torch.where(scale > 1e-12 * magnitude, scale, fallback)
+
+
+def _check_names(options: MlpOptions, space: StateSpace) -> None:
+    """Every name in the options is a channel, and q and v of a pair differ."""
+    channels = space.states + space.inputs
+    wanted = [("angles", name, channels) for name in options.angles]
+    wanted += [("exclude", name, channels) for name in options.exclude]
+    wanted += [("second_order", name, space.states) for pair in options.second_order.items() for name in pair]
+    for key, name, known in wanted:
+        if name not in known:
+            near = difflib.get_close_matches(name, known, 1)
+            hint = f"Did you mean '{near[0]}'?" if near else ""
+            raise UsageError(f"model.{key} names '{name}', which is none of {', '.join(known)}.", hint)
+    for q, v in options.second_order.items():
+        if q == v:
+            raise UsageError(f"model.second_order: '{q}' cannot be its own velocity.", "Write {position: velocity}.")

@@ -1,0 +1,1 @@
+"""Training without integration: the relaxed problem (R, L, J) and the methods that minimise it. Touches no files."""

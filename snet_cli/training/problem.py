@@ -1,0 +1,137 @@
+"""The relaxed problem on the nodes: the residual R of Quaglino et al. 2020, eqs. 3 and 7.
+
+``R = Σ_b (T_b / ΣT) Σ_q w_q |s ⊙ (ẋ - f)(t_q)|²``, quadrature weights w summing to 1 over a trajectory, s one scale per
+state. All points of all elements of all trajectories stand in one list of length Q = N P, so that R costs one evaluation
+of f on one batch.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from snet_cli.models.base import Model, NodeData
+from snet_cli.spectral.mesh import Mesh
+from snet_cli.training.state_layout import StateLayout
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Everything a method needs; float64 tensors on one device.
+
+    Attributes
+    ----------
+    layout : StateLayout
+    mesh : Mesh
+    nodes : ndarray, shape (N, P, n)
+        Node values of step 0.
+    t : Tensor, shape (Q,)
+        Time since the trajectory's start.
+    x, derivative : Tensor, shape (Q, n)
+        The series and ẋ.
+    u : Tensor, shape (Q, m + c)
+        Inputs, then known constants.
+    weight : Tensor, shape (Q,)
+        (T_b / ΣT) w_q; zero on elements that no sample determines; sums to 1.
+    scale : Tensor, shape (n,)
+        s, one over the root mean square of ẋ; ones in the paper's presets.
+    """
+
+    layout: StateLayout
+    mesh: Mesh
+    nodes: FloatArray
+    t: Tensor
+    x: Tensor
+    derivative: Tensor
+    u: Tensor
+    weight: Tensor
+    scale: Tensor
+
+    def node_data(self) -> NodeData:
+        """What models set their normalisation from: the points that count."""
+        counts = self.weight > 0
+        return NodeData(self.t[counts], self.x[counts], self.u[counts], self.derivative[counts], self.weight[counts])
+
+    def with_scale_of(self, other: Problem) -> Problem:
+        """This problem measured by another one's s, so that a held-out R is comparable."""
+        return replace(self, scale=other.scale)
+
+
+class Residual:
+    """R as a function of θ with x fixed: features are computed once, a call evaluates f at all points and sums.
+
+    Parameters
+    ----------
+    problem : Problem
+    model : Model
+    """
+
+    def __init__(self, problem: Problem, model: Model) -> None:
+        self.model = model
+        dtype = next((p.dtype for p in model.parameters()), torch.float64)
+        with torch.no_grad():
+            self.features = tuple(part.to(dtype) for part in model.features(problem.t, problem.x, problem.u))
+        self.target = problem.derivative
+        self.factor = problem.weight[:, None] * problem.scale**2  # (Q, n)
+
+    def __call__(self) -> Tensor:
+        """R, a scalar that can be differentiated with respect to θ."""
+        defect = self.model.from_features(*self.features) - self.target
+        return (self.factor * defect * defect).sum()
+
+
+def assemble_problem(
+    layout: StateLayout,
+    mesh: Mesh,
+    nodes: FloatArray,
+    determined: NDArray[np.bool_],
+    inputs: FloatArray,
+    *,
+    scaled: bool,
+    device: torch.device,
+) -> Problem:
+    """Put step 0 and the inputs at the nodes on the device.
+
+    Parameters
+    ----------
+    nodes : ndarray, shape (N, P, n)
+    determined : ndarray, shape (N,)
+        Elements that count in R.
+    inputs : ndarray, shape (N, P, m + c)
+    scaled : bool
+        Whether s is one over the root mean square of ẋ, else 1.
+    """
+    derivative = mesh.derivative(nodes)
+    weight = mesh.node_weights() * (mesh.horizon / mesh.horizon.sum())[mesh.trajectory][:, None]
+    weight = weight * determined[:, None]
+    weight = weight / weight.sum()
+    points = weight.size
+
+    def flat(array: FloatArray) -> Tensor:
+        tensor = torch.from_numpy(np.ascontiguousarray(array.reshape(points, *array.shape[2:])))
+        return tensor.to(device)
+
+    t = mesh.node_times() - mesh.start[mesh.trajectory][:, None]
+    return Problem(
+        layout,
+        mesh,
+        nodes,
+        flat(t),
+        flat(nodes),
+        flat(derivative),
+        flat(inputs),
+        flat(weight),
+        torch.from_numpy(derivative_scale(derivative, weight) if scaled else np.ones(nodes.shape[2])).to(device),
+    )
+
+
+def derivative_scale(derivative: FloatArray, weight: FloatArray) -> FloatArray:
+    """S = 1 / rms(ẋ) per state, shape (n,); 1 for a state that never moves."""
+    mean_square: FloatArray = np.einsum("ep,epn->n", weight, derivative**2)
+    return np.where(mean_square > 0, 1.0 / np.sqrt(np.where(mean_square > 0, mean_square, 1.0)), 1.0)
