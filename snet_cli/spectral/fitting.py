@@ -24,7 +24,7 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.linalg import LinAlgError, solveh_banded
 
-from snet_cli.spectral.legendre import Basis, legendre_values
+from snet_cli.spectral.legendre import Basis, legendre_derivatives, legendre_values
 from snet_cli.spectral.mesh import Mesh
 
 FloatArray = NDArray[np.float64]
@@ -51,15 +51,22 @@ class Samples(NamedTuple):
     time : ndarray, shape (K,)
     values : ndarray, shape (K, d)
         NaN = not measured.
+    slopes : ndarray, shape (K, d), optional
+        Measured time derivatives of the same channels; NaN = not measured.
+    slope_weight : ndarray, shape (d,), optional
+        Weight of a squared slope error against a squared value error: (σ of a value / σ of a slope)².
     """
 
     trajectory: IntArray
     time: FloatArray
     values: FloatArray
+    slopes: FloatArray | None = None
+    slope_weight: FloatArray | None = None
 
     def subset(self, keep: BoolArray) -> Samples:
         """The samples where `keep` (K,) is true."""
-        return Samples(self.trajectory[keep], self.time[keep], self.values[keep])
+        slopes = None if self.slopes is None else self.slopes[keep]
+        return Samples(self.trajectory[keep], self.time[keep], self.values[keep], slopes, self.slope_weight)
 
 
 class SeriesFit(NamedTuple):
@@ -104,7 +111,8 @@ def fit_series(mesh: Mesh, samples: Samples, start: FloatArray | None = None, se
         Keys the held-out draw that chooses the penalty, where one is needed.
     """
     centre, scale = channel_scales(samples.values)
-    scaled = samples._replace(values=(samples.values - centre) / scale)
+    slopes = None if samples.slopes is None else samples.slopes / scale
+    scaled = samples._replace(values=(samples.values - centre) / scale, slopes=slopes)
     fixed = None if start is None else (start - centre) / scale
     system = _System(mesh, scaled, fixed)
     condition = system.condition()
@@ -114,6 +122,15 @@ def fit_series(mesh: Mesh, samples: Samples, start: FloatArray | None = None, se
         penalty = _choose_penalty(mesh, scaled, fixed, condition > ILL_CONDITIONED, seed)
     nodes = system.solve(condition > ILL_CONDITIONED, penalty)
     return SeriesFit(nodes * scale + centre, determined, float(condition.max()), penalty)
+
+
+def shared_derivative(mesh: Mesh, nodes: FloatArray) -> FloatArray:
+    """dx/dt at the nodes (N, P, d), made continuous: neighbours share the mean of their one-sided values."""
+    slope = mesh.derivative(nodes)
+    inner = np.flatnonzero(mesh.trajectory[1:] == mesh.trajectory[:-1])
+    mean = 0.5 * (slope[inner, -1] + slope[inner + 1, 0])
+    slope[inner, -1], slope[inner + 1, 0] = mean, mean
+    return slope
 
 
 def channel_scales(values: FloatArray) -> tuple[FloatArray, FloatArray]:
@@ -157,14 +174,17 @@ class _System:
         self.mesh = mesh
         self.start = start
         self.channels = samples.values.shape[1]
-        mask = np.isfinite(samples.values)
-        _, self.group = np.unique(mask, axis=1, return_inverse=True)
-        self.group = self.group.reshape(-1)
         self.blocks: list[tuple[IntArray, _Blocks]] = []
-        for group in range(int(self.group.max()) + 1):
-            members = np.flatnonzero(self.group == group)
-            rows = mask[:, members[0]]
-            self.blocks.append((members, _assemble(mesh, samples.subset(rows), members)))
+        for members in _alike(samples):
+            rows = np.isfinite(samples.values[:, members[0]])
+            blocks = _assemble(mesh, samples.subset(rows), samples.values[rows][:, members])
+            if samples.slopes is not None and samples.slope_weight is not None:
+                rows = np.isfinite(samples.slopes[:, members[0]])
+                weight = float(samples.slope_weight[members[0]])
+                slopes = samples.slopes[rows][:, members]
+                more = _assemble(mesh, samples.subset(rows), slopes, derivative=True)
+                blocks = _Blocks(blocks.A + weight * more.A, blocks.b + weight * more.b)
+            self.blocks.append((members, blocks))
 
     def condition(self) -> FloatArray:
         """Condition number of each element's least-squares problem per channel, shape (N, d).
@@ -223,8 +243,21 @@ def _roughness(basis: Basis) -> FloatArray:
     return block
 
 
-def _assemble(mesh: Mesh, samples: Samples, members: IntArray) -> _Blocks:
-    """Blocks of the normal equations: padded batches of elements with similar numbers of samples, one matmul each."""
+def _alike(samples: Samples) -> list[IntArray]:
+    """Channels that share masks and weight, hence blocks: usually all of them."""
+    keys = [np.isfinite(samples.values)]
+    if samples.slopes is not None and samples.slope_weight is not None:
+        keys += [np.isfinite(samples.slopes), samples.slope_weight[None, :]]
+    _, group = np.unique(np.concatenate(keys).astype(np.float64), axis=1, return_inverse=True)
+    group = group.reshape(-1)
+    return [np.flatnonzero(group == number) for number in range(int(group.max()) + 1)]
+
+
+def _assemble(mesh: Mesh, samples: Samples, values: FloatArray, *, derivative: bool = False) -> _Blocks:
+    """Blocks of the normal equations: padded batches of elements with similar numbers of samples, one matmul each.
+
+    `values` (K, c) are what the series, or its time derivative, is to meet at the samples' times.
+    """
     P = mesh.basis.order + 1
     element, tau = mesh.locate(samples.trajectory, samples.time)
     order = np.argsort(element, kind="stable")
@@ -232,23 +265,25 @@ def _assemble(mesh: Mesh, samples: Samples, members: IntArray) -> _Blocks:
     first = np.concatenate([[0], np.cumsum(count)])
     by_count = np.argsort(count, kind="stable")
     A = np.zeros((mesh.elements, P, P))
-    b = np.zeros((mesh.elements, P, members.size))
+    b = np.zeros((mesh.elements, P, values.shape[1]))
     begin = int(np.searchsorted(count[by_count], 1))
     while begin < mesh.elements:
         # elements come in ascending number of samples; take as many as the padded batch may hold
         longest = int(count[by_count[begin]])
-        end = min(mesh.elements, begin + max(1, CHUNK_VALUES // (longest * (P + members.size))))
-        while end > begin + 1 and count[by_count[end - 1]] * (end - begin) * (P + members.size) > 2 * CHUNK_VALUES:
+        end = min(mesh.elements, begin + max(1, CHUNK_VALUES // (longest * (P + values.shape[1]))))
+        while end > begin + 1 and count[by_count[end - 1]] * (end - begin) * (P + values.shape[1]) > 2 * CHUNK_VALUES:
             end = begin + max(1, (end - begin) // 2)
         chosen = by_count[begin:end]
         width = int(count[chosen].max())
         place = np.arange(width)[None, :]
         valid = place < count[chosen][:, None]
         row = order[np.where(valid, first[chosen][:, None] + place, 0)]
-        rows = (legendre_values(tau[row], mesh.basis.order) @ mesh.basis.M_inverse) * valid[:, :, None]
+        psi = (legendre_derivatives if derivative else legendre_values)(tau[row], mesh.basis.order)
+        factor = valid[:, :, None] * ((2.0 / mesh.width[chosen])[:, None, None] if derivative else 1.0)
+        rows = (psi @ mesh.basis.M_inverse) * factor
         transposed = np.swapaxes(rows, 1, 2)
         A[chosen] = transposed @ rows
-        b[chosen] = transposed @ samples.values[row][:, :, members]
+        b[chosen] = transposed @ values[row]
         begin = end
     return _Blocks(A, b)
 

@@ -63,7 +63,7 @@ class Delta:
             with torch.no_grad():
                 residual = float(self.residual())
         else:
-            residual = float(self.theta.step())
+            residual = self.theta.step()
         return Step(residual, self.misfit, residual)
 
     def held_out(self) -> Tensor | None:

@@ -42,6 +42,8 @@ class Limits:
         δ: the method's total at which it has converged.
     deadline : float
         Reading of `time.perf_counter` after which no iteration starts; infinity for none.
+    patience : float
+        Iterations without a better held-out score after which the method has converged.
     stop_when_stalled : bool
         Whether a method that gains nothing any more counts as converged (deterministic line searches do stall).
     """
@@ -49,6 +51,7 @@ class Limits:
     iterations: int
     tolerance: float = 0.0
     deadline: float = math.inf
+    patience: float = math.inf
     stop_when_stalled: bool = True
 
 
@@ -125,7 +128,8 @@ def run(
         history.append((step.residual, step.misfit, step.total, math.nan if held_out is None else held_out))
         seconds = time.perf_counter() - begin
         report(Progress(iteration, step.residual, step.misfit, step.total, held_out, seconds))
-        if step.total <= limits.tolerance or (limits.stop_when_stalled and _stalled(history)):
+        gained_nothing = _stalled(history) or iteration - keeper.best_iteration > limits.patience
+        if step.total <= limits.tolerance or (limits.stop_when_stalled and gained_nothing):
             status = "converged"
             break
     keeper.look(len(history), last=True)

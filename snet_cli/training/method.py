@@ -1,7 +1,7 @@
 """What a training method is: a state machine with one `step`, driven by `loop.run`.
 
-A method holds its model and its state; a step is one iteration and returns what it cost and reached. Methods never look at
-the clock, the terminal or a file.
+A method holds its model and its state; a step is one iteration and returns what it cost and reached. Methods never
+look at the clock, the terminal or a file.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """The relaxed problem on the nodes: the residual R of Quaglino et al. 2020, eqs. 3 and 7.
 
 ``R = Σ_b (T_b / ΣT) Σ_q w_q |s ⊙ (ẋ - f)(t_q)|²``, quadrature weights w summing to 1 over a trajectory, s one scale per
-state. All points of all elements of all trajectories stand in one list of length Q = N P, so that R costs one evaluation
-of f on one batch.
+state. All points of all elements of all trajectories stand in one list of length Q = N P, so that R costs one
+evaluation of f on one batch.
 """
 
 from __future__ import annotations
@@ -59,8 +59,27 @@ class Problem:
         return NodeData(self.t[counts], self.x[counts], self.u[counts], self.derivative[counts], self.weight[counts])
 
     def with_scale_of(self, other: Problem) -> Problem:
-        """This problem measured by another one's s, so that a held-out R is comparable."""
+        """The same problem measured by another one's s, so that a held-out R is comparable."""
         return replace(self, scale=other.scale)
+
+    def split_elements(self, share: float, seed: int) -> tuple[Problem, Problem]:
+        """Two problems: a share of the elements, drawn at random, is held out; the weights of both sum to 1."""
+        draw = np.random.default_rng([seed, 0x5B1]).permutation(self.mesh.elements)
+        held = np.zeros(self.mesh.elements, bool)
+        held[draw[: round(share * self.mesh.elements)]] = True
+        points = torch.from_numpy(np.repeat(held, self.mesh.basis.order + 1)).to(self.t.device)
+        return self._restricted(~points), self._restricted(points)
+
+    def _restricted(self, points: Tensor) -> Problem:
+        weight = self.weight[points]
+        return replace(
+            self,
+            t=self.t[points],
+            x=self.x[points],
+            derivative=self.derivative[points],
+            u=self.u[points],
+            weight=weight / weight.sum(),
+        )
 
 
 class Residual:

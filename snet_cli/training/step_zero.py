@@ -1,0 +1,257 @@
+"""Step 0 of a data set: from Trajectories to node values of all states (Quaglino et al. 2020, eq. 2).
+
+Measured states are fitted channel by channel. Where q' = v is given and both are measured, v is no series of its own: q
+is fitted to the samples of q *and* of v (as slopes), each weighted by its noise, and v is its derivative. Two
+independent series would contradict the known equation, and v' would be the derivative of a filtered signal: on a real
+pendulum the forecast error falls by a factor of ten. An unmeasured v is the derivative of q as well.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snet_cli.data.trajectories import Trajectories
+from snet_cli.errors import DataError
+from snet_cli.spectral.fitting import Samples, SeriesFit, channel_scales, fit_series, shared_derivative
+from snet_cli.spectral.mesh import Mesh, build_mesh
+from snet_cli.spectral.selection import Selection, choose_discretisation
+from snet_cli.training.node_inputs import jump_times
+from snet_cli.training.state_layout import StateLayout
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class StepZero:
+    """The series of all states.
+
+    Attributes
+    ----------
+    mesh : Mesh
+    nodes : ndarray, shape (N, P, n)
+    counts : ndarray of bool, shape (N,)
+        Elements that take part in R: those that their samples determine.
+    misfit : float
+        L of DESIGN, section 2: squared errors over c², per sample time that holds any value.
+    error : ndarray, shape (d,)
+        Root mean square error of each output at its samples.
+    noise : ndarray, shape (d,)
+        Held-out error of each output: an estimate of its noise; NaN where nothing was held out.
+    condition, penalty : float
+        As in `SeriesFit`.
+    notes : tuple of str
+        What a user should know.
+    """
+
+    mesh: Mesh
+    nodes: FloatArray
+    counts: NDArray[np.bool_]
+    misfit: float
+    error: FloatArray
+    noise: FloatArray
+    condition: float
+    penalty: float
+    notes: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class _Channels:
+    """Which outputs are fitted as series, and which give slopes to another."""
+
+    fitted: list[int]
+    """Outputs with a series of their own."""
+    slope_of: dict[int, int]
+    """Output of q -> output of v."""
+
+
+def step_zero(
+    data: Trajectories,
+    layout: StateLayout,
+    second_order: dict[str, str],
+    *,
+    order: int | None,
+    elements: int | None,
+    known_start: bool,
+    scaled_misfit: bool,
+    seed: int,
+) -> StepZero:
+    """Choose the discretisation where it is not given, and fit all series.
+
+    Parameters
+    ----------
+    data : Trajectories
+    layout : StateLayout
+    second_order : dict
+        Pairs q: v with q' = v given.
+    order, elements : int or None
+        None = choose.
+    known_start : bool
+        Hold x(t0) at the file's x0 where it is known.
+    scaled_misfit : bool
+        Whether c is the channel's standard deviation, else 1 (the paper's presets).
+
+    Raises
+    ------
+    DataError
+        If a trajectory is too short to be fitted.
+    """
+    _require_two_samples(data)
+    channels = _channels(layout, second_order)
+    start, end = data.start, data.end
+    samples = Samples(data.trajectory_of_row(), data.time, data.outputs)
+    x0 = _known_start(data, layout) if known_start else None
+    jumps = jump_times(data.inputs.sampled, len(data))
+    if order is None or elements is None or channels.slope_of:
+        search = _search(start, end, samples, x0, channels, order, elements, jumps, seed)
+        order, elements, noise = search.order, search.elements, search.noise
+        samples = search.samples
+    else:
+        noise = np.full(data.outputs.shape[1], np.nan)
+        samples = _fitted_samples(samples, channels, None)
+    mesh = build_mesh(start, end, elements, order, jumps)
+    fit = fit_series(mesh, samples, None if x0 is None else x0[:, channels.fitted], seed)
+    nodes = _all_states(mesh, fit, layout, channels)
+    error, misfit = _misfit(data, mesh, nodes, layout, scaled_misfit)
+    counts, notes = _elements_that_count(fit)
+    return StepZero(mesh, nodes, counts, misfit, error, noise, fit.condition, fit.penalty, notes)
+
+
+def _require_two_samples(data: Trajectories) -> None:
+    short = np.flatnonzero(data.row_size < 2)
+    if short.size:
+        raise DataError(
+            f"trajectory '{data.ids[short[0]]}' has {data.row_size[short[0]]} sample(s); training needs 2.",
+            "Leave it out of the file, or put it in the split 'test'.",
+        )
+
+
+def _channels(layout: StateLayout, second_order: dict[str, str]) -> _Channels:
+    slope_of = {
+        layout.outputs.index(q): layout.outputs.index(v)
+        for q, v in second_order.items()
+        if q in layout.outputs and v in layout.outputs
+    }
+    # v may itself be the q of another pair (a chain of integrators): then it keeps its own series
+    slope_of = {q: v for q, v in slope_of.items() if v not in slope_of}
+    fitted = [i for i in range(len(layout.outputs)) if i not in slope_of.values()]
+    return _Channels(fitted, slope_of)
+
+
+def _known_start(data: Trajectories, layout: StateLayout) -> FloatArray | None:
+    """x0 of the outputs, shape (B, d), from the states of the same name; None where the file knows none."""
+    if data.x0 is None:
+        return None
+    x0 = np.full((len(data), len(layout.outputs)), np.nan)
+    for column, name in enumerate(layout.outputs):
+        if name in data.state_names:
+            x0[:, column] = data.x0[:, data.state_names.index(name)]
+    return x0 if np.isfinite(x0).any() else None
+
+
+@dataclass(frozen=True)
+class _SearchResult:
+    order: int
+    elements: int
+    noise: FloatArray
+    samples: Samples
+
+
+def _search(
+    start: FloatArray,
+    end: FloatArray,
+    samples: Samples,
+    x0: FloatArray | None,
+    channels: _Channels,
+    order: int | None,
+    elements: int | None,
+    jumps: list[FloatArray],
+    seed: int,
+) -> _SearchResult:
+    """Discretisation and noise: first a series per output, which tells each one's noise, then with pairs joined."""
+
+    def choose(part: Samples, known: FloatArray | None, scales: tuple[FloatArray, FloatArray] | None) -> Selection:
+        scale, slope_scale = scales or (None, None)
+        return choose_discretisation(
+            start,
+            end,
+            part,
+            known,
+            order=order,
+            elements=elements,
+            scale=scale,
+            slope_scale=slope_scale,
+            jumps=jumps,
+            seed=seed,
+        )
+
+    apart = choose(samples, x0, None)
+    noise = apart.channel_error
+    floor = 1e-12 * channel_scales(samples.values)[1]
+    noise_floor = np.where(np.isfinite(noise), np.maximum(noise, floor), floor)
+    if not channels.slope_of:
+        return _SearchResult(apart.order, apart.elements, noise, samples)
+    joined = _fitted_samples(samples, channels, noise_floor)
+    fitted = channels.fitted
+    slope_scale = np.array([noise_floor[channels.slope_of.get(i, i)] for i in fitted])
+    together = choose(joined, None if x0 is None else x0[:, fitted], (noise_floor[fitted], slope_scale))
+    return _SearchResult(together.order, together.elements, noise, joined)
+
+
+def _fitted_samples(samples: Samples, channels: _Channels, noise: FloatArray | None) -> Samples:
+    """The samples of the fitted outputs, with v's samples as slopes of q, weighted by (σ_q / σ_v)²."""
+    values = samples.values[:, channels.fitted]
+    if noise is None or not channels.slope_of:
+        return samples._replace(values=values)
+    slopes = np.full(values.shape, np.nan)
+    weight = np.zeros(values.shape[1])
+    for column, output in enumerate(channels.fitted):
+        if output in channels.slope_of:
+            v = channels.slope_of[output]
+            slopes[:, column] = samples.values[:, v]
+            weight[column] = (noise[output] / noise[v]) ** 2
+    return samples._replace(values=values, slopes=slopes, slope_weight=weight)
+
+
+def _all_states(mesh: Mesh, fit: SeriesFit, layout: StateLayout, channels: _Channels) -> FloatArray:
+    """Node values of all n states: fitted series, and derivatives of them for given velocities."""
+    nodes = np.zeros((*fit.nodes.shape[:2], len(layout.states)))
+    slopes = shared_derivative(mesh, fit.nodes)
+    state_of = [int(np.flatnonzero(row)[0]) for row in layout.observation]
+    for column, output in enumerate(channels.fitted):
+        nodes[:, :, state_of[output]] = fit.nodes[:, :, column]
+        if output in channels.slope_of:
+            nodes[:, :, state_of[channels.slope_of[output]]] = slopes[:, :, column]
+    for v, q in layout.derived:
+        nodes[:, :, v] = shared_derivative(mesh, nodes[:, :, [q]])[:, :, 0]
+    return nodes
+
+
+def _misfit(
+    data: Trajectories, mesh: Mesh, nodes: FloatArray, layout: StateLayout, scaled: bool
+) -> tuple[FloatArray, float]:
+    """Error per output (d,) and L."""
+    series = mesh.evaluate(nodes, data.trajectory_of_row(), data.time) @ layout.observation.T
+    mask = np.isfinite(data.outputs)
+    square = np.where(mask, series - np.where(mask, data.outputs, 0.0), 0.0) ** 2
+    scale = channel_scales(data.outputs)[1] if scaled else np.ones(data.outputs.shape[1])
+    error = np.sqrt(square.sum(0) / np.maximum(mask.sum(0), 1))
+    return error, float((square / scale**2).sum() / max(int(mask.any(1).sum()), 1))
+
+
+def _elements_that_count(fit: SeriesFit) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
+    """Elements of R, and a note where some are left out or held by a penalty."""
+    open_share = 1.0 - float(fit.determined.mean())
+    if open_share == 0.0:
+        return fit.determined, ()
+    count = int((~fit.determined).sum())
+    if open_share > 0.5:
+        note = (
+            f"{count} of {fit.determined.size} elements are not determined by their samples; step 0 is smoothed "
+            f"(strength {fit.penalty:g}, by held-out samples). A lower --order or fewer --elements may serve better."
+        )
+        return np.ones_like(fit.determined), (note,)
+    note = f"{count} of {fit.determined.size} elements lie in gaps of the data and do not count in the residual."
+    return fit.determined, (note,)
