@@ -156,8 +156,9 @@ def _check_alike(first: Trajectories, other: Trajectories, first_source: str, so
     mine, theirs = facts(first), facts(other)
     for what, value in mine.items():
         if theirs[what] != value:
+            verb = "is" if what == "time unit" else "are"
             raise DataError(
-                f"{source}: the {what} are {theirs[what]}, but {value} in {first_source}.",
+                f"{source}: the {what} {verb} {theirs[what]}, but {value} in {first_source}.",
                 "Only files with the same channels can be merged.",
             )
 

@@ -142,7 +142,7 @@ def time_order(recording: Recording) -> IntArray:
             "Remove the row or give it its time.",
         )
     order = np.argsort(time, kind="stable")
-    again = np.flatnonzero(np.diff(time[order]) == 0)
+    again = np.flatnonzero(time[order][1:] == time[order][:-1])
     if again.size:
         earlier, later = order[again[0]], order[again[0] + 1]
         raise DataError(
@@ -218,11 +218,11 @@ def check_channels(trajectories: Trajectories) -> list[str]:
         absent = np.flatnonzero(np.bincount(owner[measured], minlength=len(trajectories)) == 0)
         if absent.size:
             notes.append(f"'{name}' was not measured in {listing(trajectories.ids[i] for i in absent)}.")
-        if np.ptp(values[measured]) == 0:
+        if values[measured].min() == values[measured].max():
             notes.append(f"'{name}' is constant ({values[measured][0]:.6g}): there is nothing to learn about it.")
     if trajectories.inputs.sampled is not None:
         for name, values in zip(trajectories.inputs.sampled.names, trajectories.inputs.sampled.values.T, strict=True):
-            if np.ptp(values) == 0:
+            if values.min() == values.max():
                 notes.append(f"the input '{name}' is constant ({values[0]:.6g}): its effect cannot be learned.")
     return notes
 

@@ -214,7 +214,7 @@ def kind_of(data: bytes, source: str) -> Kind:
     DataError
         For a file of another kind.
     """
-    if data.startswith(b"PK"):
+    if data.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "npz"
     if data.startswith(HDF5_SIGNATURE):
         return "own"

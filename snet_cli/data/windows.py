@@ -149,7 +149,8 @@ def _left_out(trajectories: Trajectories, windows: Windows, length: float) -> li
     short = sorted(set(range(len(trajectories))) - set(windows.owner.tolist()))
     if short:
         names = ", ".join(f"'{trajectories.ids[b]}'" for b in short[:5]) + (" ..." if len(short) > 5 else "")
-        notes.append(f"{len(short)} recordings are shorter than the window of {length:g} and left out: {names}.")
+        what = "1 recording is" if len(short) == 1 else f"{len(short)} recordings are"
+        notes.append(f"{what} shorter than the window of {length:g} and left out: {names}.")
     covered = np.zeros(trajectories.time.size + 1, np.int64)
     np.add.at(covered, windows.first, 1)
     np.add.at(covered, windows.stop, -1)
