@@ -9,8 +9,8 @@ and E its diagonal,
 so that a direction costs four products with (m, N_θ) matrices instead of 2m vector operations. The step length obeys
 the weak Wolfe conditions by bracketing (Lewis & Overton 2013, alg. 2.6), which keeps y·s > 0.
 
-Why not torch's: it drops every pair with y·s below 1e-10 and ends line searches at absolute lengths, and R goes far
-below that; scipy's keeps no state that could be saved. Here every test is relative, so scaling the loss changes nothing.
+Why not torch's: it drops every pair with y·s below 1e-10 and ends line searches at absolute lengths; R goes far below
+that. scipy's keeps no state that could be saved. Here every test is relative: scaling the loss changes nothing.
 """
 
 from __future__ import annotations
