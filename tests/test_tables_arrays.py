@@ -8,8 +8,9 @@ from typing import Any
 import h5py
 import numpy as np
 import pytest
-from scipy.io import savemat
+from scipy.io import loadmat, savemat
 
+from snet_cli.data.mat5 import read_mat5
 from snet_cli.data.tables import Imported, import_tables
 from snet_cli.errors import DataError
 
@@ -169,6 +170,19 @@ def test_mat_values_that_are_no_numbers_are_named(tmp_path: Path) -> None:
         import_tables([tmp_path / "a.mat"], states="c")
     with pytest.raises(DataError, match="'cell' is a cell array"):
         import_tables([tmp_path / "a.mat"], states="cell")
+
+
+@pytest.mark.parametrize("compressed", [True, False])
+@pytest.mark.parametrize("dtype", ["i1", "u1", "i2", "u2", "i4", "u4", "i8", "u8", "f4", "f8", "?"])
+def test_mat5_numbers_are_what_scipy_reads(tmp_path: Path, dtype: str, compressed: bool) -> None:
+    x = (np.arange(21).reshape(7, 3) % 5).astype(dtype)
+    content = {"t": np.arange(7), "x": x, "s": {"t": np.arange(7.0), "deep": {"x": x.T}}}
+    savemat(tmp_path / "a.mat", content, do_compression=compressed)
+    arrays, refused = read_mat5((tmp_path / "a.mat").read_bytes(), 10**6)
+    assert refused == {}
+    oracle = loadmat(tmp_path / "a.mat")
+    for name, value in (("t", oracle["t"]), ("x", oracle["x"]), ("s.deep.x", oracle["s"][0, 0]["deep"][0, 0]["x"])):
+        np.testing.assert_array_equal(arrays[name], value)
 
 
 def test_mat5_bombs_and_damage(tmp_path: Path) -> None:

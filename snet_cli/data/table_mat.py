@@ -1,32 +1,22 @@
-"""MAT files: v5 to v7.2 (a chain of tagged elements, deflated one by one) and v7.3 (HDF5 behind 512 bytes).
+"""MAT files as arrays by name: v5 to v7.2 (see `mat5`) and v7.3, which is HDF5 behind 512 bytes.
 
-Both are foreign files and read without trust. v5: every deflated element is inflated piece by piece first, counting
-but not keeping, so that a bomb is found before scipy reads a byte. v7.3: only plain data sets are looked at, by hard
-links, with known filters and declared sizes within bounds; variable-length attributes, which can hang the HDF5
-library, are never read. v4 files have no signature and are refused.
+Both are foreign files and read without trust. In v7.3 only plain data sets are looked at, by hard links, with known
+filters and declared sizes within bounds; variable-length attributes, which can hang the HDF5 library, are never read.
+v4 files have no signature and are refused.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import struct
-import warnings
-import zlib
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from snet_cli.data.channel_spec import shorten
+from snet_cli.data.mat5 import DamageError, TooLargeError, read_mat5
 from snet_cli.data.table_arrays import ArrayFile
 from snet_cli.errors import DataError
-
-MI_COMPRESSED = 15
-"""Type number of a deflated element (MAT-File Format, MathWorks, table 1-1)."""
-
-INFLATE_STEP = 1 << 20
-"""Bytes inflated at a time while counting."""
 
 DEFLATE_RATIO = 1_100
 """More than deflate can gain (1 032): a data set that declares more is no honest one."""
@@ -51,67 +41,19 @@ def open_mat5(data: bytes, source: str, stem: str, max_bytes: int) -> ArrayFile:
     DataError
         For a damaged file, or one whose elements inflate to more than `max_bytes`.
     """
-    _check_elements(data, source, max_bytes)
-    from scipy.io import loadmat  # scipy costs 0.2 s at import and only MAT files need it
-
-    stream: Any = io.BytesIO(data)  # scipy's annotations know paths only
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # duplicate names, exotic classes: what cannot be read is refused below
-            content = loadmat(stream, squeeze_me=False, chars_as_strings=True)
-    # scipy's reader meets damage with errors of nearly every class, depending on the byte
-    except Exception as error:
-        raise _damaged(source, str(error) or type(error).__name__) from None
-    arrays: dict[str, NDArray[Any]] = {}
-    refused: dict[str, str] = {}
-    for name, value in content.items():
-        if not name.startswith("__"):
-            _flatten(name, value, arrays, refused, MAX_DEPTH)
+        arrays, refused = read_mat5(data, max_bytes)
+    except DamageError as error:
+        raise _damaged(source, str(error)) from None
+    except TooLargeError:
+        raise DataError(
+            f"{source}: the arrays take more than the limit of {max_bytes} bytes.",
+            "Raise --max-bytes if you trust the file.",
+        ) from None
     if not arrays:
         raise _no_arrays(source, refused)
     shapes = {name: array.shape for name, array in arrays.items()}
     return ArrayFile(source=source, stem=stem, shapes=shapes, read=arrays.__getitem__, refused=refused)
-
-
-def _check_elements(data: bytes, source: str, max_bytes: int) -> None:
-    """Walk the chain of elements; refuse one that is cut off, and inflated sizes beyond the limit."""
-    order = "<" if data[126:128] == b"IM" else ">"
-    position, total = 128, 0
-    while position + 8 <= len(data):
-        kind, size = struct.unpack(order + "II", data[position : position + 8])
-        position += 8
-        if position + size > len(data):
-            raise _damaged(source, "it ends in the middle of an array")
-        if kind == MI_COMPRESSED:
-            inflate, rest = zlib.decompressobj(), data[position : position + size]
-            try:
-                while rest and not inflate.eof:
-                    total += len(inflate.decompress(rest, INFLATE_STEP))
-                    rest = inflate.unconsumed_tail
-                    if total > max_bytes:
-                        raise DataError(
-                            f"{source}: the arrays take more than the limit of {max_bytes} bytes.",
-                            "Raise --max-bytes if you trust the file.",
-                        )
-            except zlib.error as error:
-                raise _damaged(source, str(error)) from None
-        position += size
-    if position != len(data):
-        raise _damaged(source, "it ends in the middle of an array")
-
-
-def _flatten(name: str, value: Any, arrays: dict[str, NDArray[Any]], refused: dict[str, str], depth: int) -> None:
-    """Sort a value into what can be read and what cannot; a 1 × 1 structure becomes its fields."""
-    if not isinstance(value, np.ndarray):
-        refused[name] = "is no plain array"
-    elif value.dtype.names is not None and value.size == 1 and depth > 0:
-        for part in value.dtype.names:
-            _flatten(f"{name}.{part}", value.reshape(-1)[0][part], arrays, refused, depth - 1)
-    elif value.dtype.kind in "fiubU" and value.ndim <= 2:
-        arrays[name] = value
-    else:
-        kinds = {"O": "is a cell array", "V": "is an array of structures", "c": "holds complex numbers"}
-        refused[name] = kinds.get(value.dtype.kind, "has more than two dimensions")
 
 
 def open_mat73(data: bytes, source: str, stem: str, max_bytes: int) -> ArrayFile:
@@ -127,7 +69,7 @@ def open_mat73(data: bytes, source: str, stem: str, max_bytes: int) -> ArrayFile
     import h5py  # costs 0.1 s at import and only MAT files v7.3 need it here
 
     try:
-        with h5py.File(io.BytesIO(data), "r") as file:
+        with h5py.File.in_memory(data) as file:
             found: dict[str, Any] = {}
             refused: dict[str, str] = {}
             _survey(file, "", found, refused, len(data), MAX_DEPTH, [MAX_OBJECTS])
@@ -139,16 +81,18 @@ def open_mat73(data: bytes, source: str, stem: str, max_bytes: int) -> ArrayFile
                 )
             shapes = {name: tuple(reversed(dataset.shape)) for name, dataset in found.items()}
             paths = {name: dataset.name for name, dataset in found.items()}
-    except (OSError, RuntimeError, KeyError, ValueError, TypeError, AttributeError) as error:
+    except DataError:
+        raise
+    except Exception as error:  # h5py meets damage with errors of nearly every class
         raise _damaged(source, str(error)) from None
     if not shapes:
         raise _no_arrays(source, refused)
 
     def read(name: str) -> NDArray[Any]:
         try:
-            with h5py.File(io.BytesIO(data), "r") as file:
+            with h5py.File.in_memory(data) as file:
                 values: NDArray[Any] = np.asarray(file[paths[name]][()])
-        except (OSError, RuntimeError, KeyError, ValueError, TypeError) as error:
+        except Exception as error:
             raise _damaged(source, str(error)) from None
         return values.T
 
