@@ -79,6 +79,8 @@ def test_both_csv_parsers_give_the_same_numbers(tmp_path: Path) -> None:
     random = np.random.default_rng(0)
     body = "".join(f"{k},{v!r},\n" for k, v in enumerate(random.normal(size=200).tolist()))
     fast = imported(tmp_path, "t,x,y\n" + body).trajectories
+    grouped = imported(tmp_path, "t,x,y\n" + body.replace(",\n", ",a_1\n"), by="y").trajectories
+    np.testing.assert_array_equal(fast.outputs, grouped.outputs)
     slow = imported(tmp_path, "# logger 7\n\nt,x,y\n" + body + "# the end\n,,\n").trajectories
     np.testing.assert_array_equal(fast.outputs, slow.outputs)
     np.testing.assert_array_equal(fast.time, slow.time)

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import replace
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
@@ -14,6 +17,7 @@ from numpy.typing import NDArray
 from snet_cli.data.derivatives import WINDOW_SIZES, local_rate
 from snet_cli.data.merging import merge
 from snet_cli.data.signals import FourierInputs, Inputs, Intersample, SampledInputs
+from snet_cli.data.tables import import_tables
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.windows import cut, find_windows
 from snet_cli.errors import DataError
@@ -215,3 +219,21 @@ def test_files_of_other_channels_units_or_holds_are_refused() -> None:
             merge([first, other], ["a", "b"], ["p", "q"])
     with pytest.raises(DataError, match="the files state different constants: 'm' in some only"):
         merge([first, replace(first, parameters={"m": np.ones(1)})], ["a", "b"], ["p", "q"])
+
+
+def test_trajectory_files_are_merged_thinned_cut_and_split(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = {"a.h5": recordings((41, 41)), "b.h5": recordings((61,), seed=1)}
+    for name in files:
+        (tmp_path / name).write_bytes(b"\x89HDF\r\n\x1a\n")
+    reader = ModuleType("trajectory_file")
+    reader.__dict__["load_trajectories"] = lambda path, max_bytes: files[path.name]
+    monkeypatch.setitem(sys.modules, "snet_cli.data.trajectory_file", reader)
+    paths = [tmp_path / name for name in files]
+    data, notes = import_tables(paths, split="test=b-r0", window=2.0, decimate=2, init_window=3)
+    assert data.ids == ("a-r0@0", "a-r0@2", "r1@0", "r1@2", "b-r0@0", "b-r0@2", "b-r0@4")
+    assert data.row_size.tolist() == [11] * 7
+    assert data.split is not None
+    assert data.split.tolist() == [0] * 4 + [2] * 3
+    assert data.init_window is not None
+    assert data.init_window.tolist() == [3] * 7
+    assert notes == ()

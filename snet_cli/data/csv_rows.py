@@ -1,7 +1,7 @@
 """The rows of a CSV file as numbers, only of the columns asked for.
 
 There are two ways to the same numbers: plain files go through NumPy's own parser (a million rows in two seconds);
-whatever that declines (quotes, comments, words, ``--by``) goes cell by cell, a block of rows at a time, which also
+whatever that declines (quotes, comments, words) goes cell by cell, a block of rows at a time, which also
 finds the line of an error.
 """
 
@@ -74,9 +74,12 @@ def read_rows(text: str, start: int, layout: Layout) -> tuple[IntArray, FloatArr
     stream = io.StringIO(text, newline="")
     for _ in range(start):
         stream.readline()
-    plain = _plain_rows(stream.read(), layout) if layout.by is None else None
+    body = stream.read().replace("\r\n", "\n").rstrip("\n")
+    plain = _plain_rows(body, layout)
     if plain is not None:
-        return np.arange(start + 1, start + 1 + plain.shape[0], dtype=np.int64), plain, []
+        by = layout.by
+        labels = [] if by is None else [line.split(layout.delimiter)[by.position] for line in body.split("\n")]
+        return np.arange(start + 1, start + 1 + plain.shape[0], dtype=np.int64), plain, labels
     stream.seek(0)
     for _ in range(start):
         stream.readline()
@@ -85,7 +88,7 @@ def read_rows(text: str, start: int, layout: Layout) -> tuple[IntArray, FloatArr
     pick: Callable[[list[str]], Any] = itemgetter(*indices)
     lines: list[IntArray] = []
     blocks: list[FloatArray] = []
-    labels: list[str] = []
+    labels = []
     for block_lines, rows in _blocks(reader, start, layout):
         columns = list(zip(*map(pick, rows), strict=True))
         if layout.by is not None:
@@ -103,7 +106,6 @@ def _plain_rows(body: str, layout: Layout) -> FloatArray | None:
 
     The parser looks only at the columns asked for, so that the number of cells of every row is checked first.
     """
-    body = body.replace("\r\n", "\n").rstrip("\n")
     mark = layout.delimiter
     if not body or any(other in body for other in '"#\r'):
         return None
