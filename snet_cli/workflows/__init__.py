@@ -1,0 +1,1 @@
+"""What the commands do, as plain functions of paths and option objects."""
