@@ -1,0 +1,1 @@
+"""Known physics that ground truths and learnable models share."""
