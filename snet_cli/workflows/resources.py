@@ -1,0 +1,38 @@
+"""Threads, device and memory of this process."""
+
+from __future__ import annotations
+
+import resource
+import sys
+from typing import Literal
+
+import torch
+
+from snet_cli.errors import UsageError
+
+
+def set_threads(threads: int | None) -> None:
+    """Use this many threads; None leaves torch's choice."""
+    if threads is not None:
+        torch.set_num_threads(threads)
+
+
+def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
+    """The device; `auto` takes CUDA where there is one.
+
+    Raises
+    ------
+    UsageError
+        If CUDA is asked for and there is none.
+    """
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UsageError("--device cuda: this machine, or this torch, has no CUDA device.", "Use --device cpu.")
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(name)
+
+
+def peak_memory_mb() -> float:
+    """Largest resident size of this process so far, in 10^6 bytes (kB on Linux, bytes on macOS)."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak * (1.0 if sys.platform == "darwin" else 1024.0) / 1e6

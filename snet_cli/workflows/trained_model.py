@@ -1,0 +1,237 @@
+"""A trained model with everything a forecast needs, and its way into a checkpoint and back.
+
+The checkpoint holds the architecture by registry name, never by an import path. A user's model file is kept as text,
+and runs again only when it is named on the command line.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from snet_cli.data.checkpoint_file import Checkpoint
+from snet_cli.forecasting.rollout import ForecastModel
+from torch import Tensor
+
+from snet_cli.data.trajectories import Trajectories
+from snet_cli.errors import CheckpointError, SnetError, UsageError
+from snet_cli.models.base import Model, StateSpace
+from snet_cli.models.options import MODEL_OPTIONS
+from snet_cli.models.registry import build_model
+from snet_cli.models.user import UserSource
+from snet_cli.training.problem import Problem
+from snet_cli.training.state_layout import StateLayout
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """f(t, x, u; θ) and the data it was made for.
+
+    Attributes
+    ----------
+    model : Model
+    model_options : dict
+        The tree `model` of the configuration, name included.
+    layout : StateLayout
+    inputs : tuple of str
+        m names.
+    units : dict
+        Units of outputs and inputs.
+    time_unit : str
+    intersample : dict
+        How sampled inputs were held in training.
+    constants : dict
+        Mean of each known constant over the training data; used where a file names none.
+    centre, scale, start : ndarray, shape (n,)
+        Training mean and range of each state, and the mean start estimated in training.
+    source : UserSource or None
+    """
+
+    model: Model
+    model_options: dict[str, Any]
+    layout: StateLayout
+    inputs: tuple[str, ...]
+    units: dict[str, str]
+    time_unit: str
+    intersample: dict[str, str]
+    constants: dict[str, float]
+    centre: FloatArray
+    scale: FloatArray
+    start: FloatArray
+    source: UserSource | None = None
+
+    def forecast_model(self, device: torch.device) -> ForecastModel:
+        """What `forecasting` needs: f in float64 on the device, and names and scales."""
+        model = self.model.to(device)
+        dtype = next((p.dtype for p in model.parameters()), torch.float64)
+
+        def derivative(t: Tensor, x: Tensor, u: Tensor) -> Tensor:
+            parts = model.features(t, x, u)
+            result: Tensor = model.from_features(*(part.to(dtype) for part in parts)).double()
+            return result
+
+        return ForecastModel(
+            derivative=derivative,
+            state_names=self.layout.states,
+            output_names=self.layout.outputs,
+            observation=self.layout.observation,
+            input_names=self.inputs,
+            constant_names=self.model.constants,
+            constants=self.constants,
+            center=self.centre,
+            scale=self.scale,
+            start=self.start,
+            device=device,
+        )
+
+    def check_fits(self, data: Trajectories) -> None:
+        """The data's channels and units are those of training.
+
+        Raises
+        ------
+        CheckpointError
+            If names or units differ.
+        """
+        missing = [name for name in self.inputs if name not in data.inputs.names]
+        if missing:
+            raise CheckpointError(
+                f"the model needs the input '{missing[0]}'; the data has {_listing(data.inputs.names)}.",
+                "Rename it on import (a=b).",
+            )
+        known = set(self.layout.outputs) | set(self.layout.states)
+        if data.output_names and not known & set(data.output_names):
+            raise CheckpointError(
+                f"the model's outputs are {_listing(self.layout.outputs)}; the data has {_listing(data.output_names)}.",
+                "Rename the channels on import (a=b).",
+            )
+        units = {**data.units, **data.inputs.units, "time": data.time_unit}
+        for name, unit in {**self.units, "time": self.time_unit}.items():
+            other = units.get(name, "")
+            if unit and other and unit != other:
+                raise CheckpointError(
+                    f"'{name}' is in {other} in the data and was in {unit} in training.",
+                    "Convert the data, or state the right unit on import (--units).",
+                )
+
+
+def _listing(names: tuple[str, ...]) -> str:
+    return ", ".join(names) or "none"
+
+
+def training_statistics(problem: Problem, start_nodes: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Mean, range and mean start of each state over step 0; the range of a constant state is its magnitude, or 1.
+
+    Parameters
+    ----------
+    start_nodes : ndarray, shape (B, n)
+        States at the start of each trajectory.
+    """
+    x = problem.x.cpu().numpy()
+    low, high = x.min(0), x.max(0)
+    magnitude = np.where(np.abs(x).max(0) > 0, np.abs(x).max(0), 1.0)
+    extent = np.where(high - low > 1e-12 * magnitude, high - low, magnitude)
+    return x.mean(0), extent, start_nodes.mean(0)
+
+
+def to_checkpoint(
+    trained: TrainedModel, config: dict[str, Any], history: FloatArray, provenance: dict[str, Any], title: str
+) -> Checkpoint:
+    """All of it as arrays and JSON."""
+    contract = {
+        "states": list(trained.layout.states),
+        "outputs": list(trained.layout.outputs),
+        "inputs": list(trained.inputs),
+        "observation": trained.layout.observation.tolist(),
+        "derived": [list(pair) for pair in trained.layout.derived],
+        "units": trained.units,
+        "time_unit": trained.time_unit,
+        "intersample": trained.intersample,
+        "constants": trained.constants,
+        "model": trained.model_options,
+        "user_class": None if trained.source is None else trained.source.class_name,
+        "dtype": str(next((p.dtype for p in trained.model.parameters()), torch.float64)).removeprefix("torch."),
+    }
+    state = {name: value.detach().cpu().numpy() for name, value in trained.model.state_dict().items()}
+    return Checkpoint(
+        kind="model",
+        config=config,
+        contract=contract,
+        state=state,
+        normalization={"centre": trained.centre, "scale": trained.scale, "start": trained.start},
+        extra={"history": {"history": history}},
+        title=title,
+        provenance=provenance,
+        model_source=None if trained.source is None else trained.source.text,
+    )
+
+
+def from_checkpoint(checkpoint: Checkpoint, path: str, source: UserSource | None) -> TrainedModel:
+    """Rebuild the model and load its weights.
+
+    Parameters
+    ----------
+    source : UserSource or None
+        The user's model file where the command line names one.
+
+    Raises
+    ------
+    CheckpointError
+        If the contract or the weights do not make sense, or the model's own file has to be named and was not, or
+        has changed.
+    """
+    contract = checkpoint.contract
+    try:
+        space = StateSpace(tuple(contract["states"]), tuple(contract["inputs"]))
+        layout = StateLayout(
+            space.states,
+            tuple(contract["outputs"]),
+            np.array(contract["observation"], dtype=np.float64).reshape(len(contract["outputs"]), len(space.states)),
+            tuple((int(v), int(q)) for v, q in contract["derived"]),
+        )
+        tree = dict(contract["model"])
+        name = str(tree["name"])
+        if name == "user":
+            source = _same_source(checkpoint, path, source, str(contract["user_class"]))
+        options = MODEL_OPTIONS[name].model_validate(tree)
+        dtype = {"float32": torch.float32, "float64": torch.float64}[str(contract["dtype"])]
+        model = build_model(name, options, space, seed=0, dtype=dtype, source=source if name == "user" else None)
+        model.load_state_dict({key: torch.from_numpy(np.array(value)) for key, value in checkpoint.state.items()})
+        return TrainedModel(
+            model.eval(),
+            tree,
+            layout,
+            space.inputs,
+            dict(contract["units"]),
+            str(contract["time_unit"]),
+            dict(contract["intersample"]),
+            {key: float(value) for key, value in contract["constants"].items()},
+            *(np.asarray(checkpoint.normalization[key], dtype=np.float64) for key in ("centre", "scale", "start")),
+            source if name == "user" else None,
+        )
+    except CheckpointError:
+        raise
+    except (KeyError, ValueError, TypeError, RuntimeError, IndexError, SnetError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise CheckpointError(
+            f"{path}: the checkpoint does not describe a model that can be rebuilt: {reason}.", "Train it again."
+        ) from error
+
+
+def _same_source(checkpoint: Checkpoint, path: str, source: UserSource | None, class_name: str) -> UserSource:
+    """The user's model file, if it is named and still the one that was trained."""
+    if source is None:
+        raise UsageError(
+            f"{path}: the model is of a class of your own, '{class_name}', whose file runs only when you name it.",
+            f"Add --model FILE.py:{class_name}; `snet info {path}` shows the text that was trained.",
+        )
+    if checkpoint.model_source is not None and source.text != checkpoint.model_source:
+        raise CheckpointError(
+            f"{path}: the model file has changed since training (its sha256 differs).",
+            "Name the file as it was; the checkpoint keeps its text.",
+        )
+    return source

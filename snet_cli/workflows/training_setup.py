@@ -1,0 +1,197 @@
+"""From a trajectory file's data and the options to a model and a problem: everything before the first iteration."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from pydantic import ValidationError
+
+from snet_cli.config import explain_validation
+from snet_cli.data.constants import known_constants
+from snet_cli.data.options import CommonOptions
+from snet_cli.data.trajectories import Trajectories
+from snet_cli.errors import DataError
+from snet_cli.models.options import MODEL_OPTIONS, MlpOptions, ModelOptions
+from snet_cli.models.registry import MODELS, build_model, check_name, default_model, state_space
+from snet_cli.models.user import UserSource, read_source
+from snet_cli.training.node_inputs import inputs_at_nodes
+from snet_cli.training.options import FitOptions
+from snet_cli.training.problem import Problem, assemble_problem
+from snet_cli.training.state_layout import StateLayout, lay_out_states
+from snet_cli.training.step_zero import StepZero, step_zero
+from snet_cli.workflows.trained_model import TrainedModel, training_statistics
+
+STREAM_WEIGHTS, STREAM_SPLIT, STREAM_HELD_OUT = 1, 2, 3
+"""Streams that `fit --seed` keys apart: initial weights, the drawn validation set, held-out samples and elements."""
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model, with which options, from which file of the user's."""
+
+    name: str
+    options: ModelOptions
+    tree: dict[str, Any]
+    source: UserSource | None
+
+
+@dataclass(frozen=True)
+class Setup:
+    """Everything before the first iteration."""
+
+    choice: ModelChoice
+    layout: StateLayout
+    step_zero: StepZero
+    problem: Problem
+    trained: TrainedModel
+
+
+def stream(seed: int, number: int) -> int:
+    """A seed of its own for each use of randomness."""
+    return int(np.random.SeedSequence([seed, number]).generate_state(1, np.uint64)[0] >> np.uint64(2))
+
+
+def choose_model(options: FitOptions, data: Trajectories) -> ModelChoice:
+    """The model that is named, else the one that the file's system asks for.
+
+    Raises
+    ------
+    UsageError
+        If the name or an option of it does not exist.
+    """
+    named: Any = options.model or {}
+    tree: dict[str, Any] = dict(named) if isinstance(named, dict) else {"name": named}
+    system = None if data.system is None else str(data.system.get("name"))
+    reference = str(tree.pop("name", None) or default_model(system))
+    source = None
+    if ":" in reference:
+        source = read_source(reference)
+        reference = "user"
+    name = check_name(reference)
+    try:
+        model_options = MODEL_OPTIONS[name].model_validate(tree)
+    except ValidationError as error:
+        raise explain_validation(error, MODEL_OPTIONS[name], prefix="model") from error
+    return ModelChoice(name, model_options, {"name": name, **model_options.model_dump(mode="json")}, source)
+
+
+def lay_out(choice: ModelChoice, data: Trajectories) -> StateLayout:
+    """States, outputs and the matrix between them for this model on this data."""
+    second_order = choice.options.second_order if isinstance(choice.options, MlpOptions) else {}
+    required = MODELS[choice.name].required_space(data.output_names) if choice.name in MODELS else None
+    return lay_out_states(data.output_names, None if required is None else required.states, dict(second_order))
+
+
+def prepare(options: FitOptions, common: CommonOptions, data: Trajectories, device: torch.device) -> Setup:
+    """Step 0, the problem on its nodes, and a new model.
+
+    Raises
+    ------
+    UsageError, DataError
+        If the model does not fit the data.
+    """
+    _require_outputs(data)
+    choice = choose_model(options, data)
+    layout = lay_out(choice, data)
+    space = state_space(choice.name, data.output_names, data.inputs.names)._replace(states=layout.states)
+    dtype = torch.float32 if common.dtype == "float32" else torch.float64
+    model = build_model(
+        choice.name,
+        choice.options,
+        space,
+        seed=stream(common.seed, STREAM_WEIGHTS),
+        dtype=dtype,
+        source=choice.source,
+    ).to(device)
+    zero = fit_step_zero(options, common, data, choice, layout)
+    problem = build_problem(options, data, layout, zero, model.constants, space.inputs, device)
+    model.fit_normalization(problem.node_data())
+    first = zero.mesh.first_element[:-1]
+    constants = known_constants(data, model.constants)
+    trained = TrainedModel(
+        model,
+        choice.tree,
+        layout,
+        space.inputs,
+        {name: unit for name, unit in {**data.units, **data.inputs.units}.items() if unit},
+        data.time_unit,
+        {} if data.inputs.sampled is None else dict(zip(*_hold(data), strict=True)),
+        dict(zip(model.constants, constants.mean(0).tolist(), strict=True)),
+        *training_statistics(problem, zero.nodes[first, 0]),
+        choice.source,
+    )
+    return Setup(choice, layout, zero, problem, trained)
+
+
+def _hold(data: Trajectories) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    sampled = data.inputs.sampled
+    return ((), ()) if sampled is None else (sampled.names, sampled.intersample)
+
+
+def fit_step_zero(
+    options: FitOptions, common: CommonOptions, data: Trajectories, choice: ModelChoice, layout: StateLayout
+) -> StepZero:
+    """Step 0 as the options ask for it."""
+    second_order = choice.options.second_order if isinstance(choice.options, MlpOptions) else {}
+    return step_zero(
+        data,
+        layout,
+        dict(second_order),
+        order=None if options.order == "auto" else options.order,
+        elements=None if options.elements == "auto" else options.elements,
+        known_start=options.x0 != "free",
+        scaled_misfit=options.scaled,
+        seed=stream(common.seed, STREAM_HELD_OUT),
+    )
+
+
+def build_problem(
+    options: FitOptions,
+    data: Trajectories,
+    layout: StateLayout,
+    zero: StepZero,
+    constants: tuple[str, ...],
+    inputs: tuple[str, ...],
+    device: torch.device,
+) -> Problem:
+    """Inputs at the nodes in the model's order, known constants behind them, and all of it on the device."""
+    u = inputs_at_nodes(zero.mesh, data.inputs)[:, :, [data.inputs.names.index(name) for name in inputs]]
+    known = known_constants(data, constants)[zero.mesh.trajectory]
+    held = np.broadcast_to(known[:, None, :], (*u.shape[:2], known.shape[1]))
+    return assemble_problem(
+        layout,
+        zero.mesh,
+        zero.nodes,
+        zero.counts,
+        np.concatenate([u, held], axis=2),
+        scaled=options.scaled,
+        device=device,
+    )
+
+
+def _require_outputs(data: Trajectories) -> None:
+    """Every channel is measured somewhere, and the inputs cover the samples."""
+    if not data.output_names or data.time.size == 0:
+        raise DataError("the file holds no measured outputs, so there is nothing to train on.", "")
+    empty = [n for n, column in zip(data.output_names, data.outputs.T, strict=True) if not np.isfinite(column).any()]
+    if empty:
+        raise DataError(
+            f"the channel '{empty[0]}' has no measured value in the trajectories to train on.",
+            "Leave it out on import, or train on trajectories that measure it.",
+        )
+    if data.inputs.sampled is not None:
+        tolerance = 0.01 * data.sampling_interval()
+        late = np.flatnonzero(
+            (data.inputs.sampled_start() > data.start + tolerance) | (data.inputs.sampled_end() < data.end - tolerance)
+        )
+        if late.size:
+            b = int(late[0])
+            raise DataError(
+                f"trajectory '{data.ids[b]}': the inputs are known from {data.inputs.sampled_start()[b]:g} to "
+                f"{data.inputs.sampled_end()[b]:g} {data.time_unit}, the outputs from {data.start[b]:g} to "
+                f"{data.end[b]:g} {data.time_unit}.",
+                "Cut the outputs to the time that the inputs cover.",
+            )
