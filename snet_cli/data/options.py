@@ -7,6 +7,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field
 
+from snet_cli.data.storage import MAX_BYTES
+
 SIZE_UNITS = {
     "": 1,
     "B": 1,
@@ -37,7 +39,7 @@ def parse_size(value: Any) -> Any:
     match = SIZE_FORM.fullmatch(value.strip())
     factor = SIZE_UNITS.get(match.group(2).upper()) if match else None
     if match is None or factor is None:
-        raise ValueError("expected a size such as 4GB or 512MiB")
+        raise ValueError("no size")
     return int(float(match.group(1)) * factor)
 
 
@@ -50,16 +52,13 @@ def join_listing(value: Any) -> Any:
     return value
 
 
-Size = Annotated[int, BeforeValidator(parse_size), Field(ge=1, le=2**62)]
+Size = Annotated[int, BeforeValidator(parse_size), Field(ge=1, le=2**62, title="a size such as 4GB or 512MiB")]
 """A number of bytes, given as a number or as text with a unit."""
 
 Listing = Annotated[str, BeforeValidator(join_listing)]
 """Names, or name=value pairs, separated by commas; in YAML also a list or a mapping."""
 
 PositiveTime = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-
-DEFAULT_MAX_BYTES = 16 * 2**30
-"""Largest size, stored or declared, of a file that is read: 16 GiB."""
 
 
 class CommonOptions(BaseModel):
@@ -81,7 +80,7 @@ class CommonOptions(BaseModel):
         default=None, description="Largest memory to plan for, such as 4GB; unset: what the machine has."
     )
     max_bytes: Size = Field(
-        default=DEFAULT_MAX_BYTES, description="Largest file that is read, stored or unpacked, such as 4GB."
+        default=MAX_BYTES, description="Largest file that is read, stored or unpacked, such as 4GB."
     )
 
 

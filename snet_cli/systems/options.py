@@ -31,6 +31,8 @@ class SimulateOptions(BaseModel):
     noise: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         default=0.0, description="Standard deviation of Gaussian noise, in each channel's own unit."
     )
-    missing: Annotated[float, Field(ge=0, lt=1)] = Field(default=0.0, description="Share of single values that is lost.")
+    missing: Annotated[float, Field(ge=0, lt=1)] = Field(
+        default=0.0, description="Share of single values that is lost."
+    )
     unknown_x0: bool = Field(default=False, description="Leave the exact initial states out of the file.")
     input_horizon: PositiveTime = Field(default=10.0, description="Period of the inputs' fundamental.")

@@ -1,4 +1,4 @@
-"""What a workflow tells people while it works, and how they stop it: the terminal implements it, libraries stay silent."""
+"""What a workflow tells people while it works, and how they stop it; the terminal implements it."""
 
 from __future__ import annotations
 
