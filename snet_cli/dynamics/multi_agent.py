@@ -48,7 +48,7 @@ def policy_velocities(states: Tensor, w: Tensor, constants: Tensor) -> Tensor:
     the square root and atan2, so that derivatives are finite there and on the excluded diagonal i = j.
     """
     k_v, k_phi, k_vo, k_phio, l_s, selectivity, wrap = constants.unbind(-1)  # each (...,)
-    x, y, phi = states.unflatten(-1, (-1, 3)).unbind(-1)  # each (..., N_a)
+    x, y, phi = states.reshape(*states.shape[:-1], states.shape[-1] // 3, 3).unbind(-1)  # each (..., N_a)
     agents = x.shape[-1]
     goal = wrap_angle(torch.atan2(-y, -x) - phi, wrap[..., None])  # δφ_i
 

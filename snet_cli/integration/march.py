@@ -109,11 +109,11 @@ class March:
         self.retire(broken | (self.t >= self.final), torch.where(broken, int(Outcome.DIVERGED), int(Outcome.OK)))
 
     def evaluate(self, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
-        """f at absolute times, in float64."""
+        """Evaluate f at absolute times."""
         return self.call(t - self.clock, x, u)
 
     def call(self, local_time: Tensor, x: Tensor, u: Tensor) -> Tensor:
-        """f at times counted from each trajectory's clock; counts the call."""
+        """Evaluate f at times counted from each trajectory's clock, and count the call."""
         self.evaluations += 1
         self.points += x.shape[0]
         value = self.problem.f(local_time, x, u)
@@ -198,4 +198,5 @@ class March:
 
 def root_mean_square(values: Tensor) -> Tensor:
     """Norm over states, independent of their number; shape (N,)."""
-    return torch.linalg.vector_norm(values, dim=-1) / math.sqrt(values.shape[-1])
+    norm: Tensor = torch.linalg.vector_norm(values, dim=-1)
+    return norm / math.sqrt(values.shape[-1])

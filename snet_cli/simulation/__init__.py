@@ -1,0 +1,1 @@
+"""Simulated recordings: ground truths integrated, sampled at chosen times, and disturbed."""

@@ -1,0 +1,1 @@
+"""Ground truths that `snet simulate` integrates: equations, parameters, initial states and inputs."""
