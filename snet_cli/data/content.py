@@ -1,0 +1,300 @@
+"""An HDF5 image as named arrays and attributes, and back: what both kinds of file share.
+
+Every array is chunked and carries shuffle, gzip 4 and fletcher32; attributes are fixed-length UTF-8. Together with
+the checksums that HDF5 1.10's own metadata has (object headers with their attributes, indices of chunks, heaps), no
+byte that is read is without a checksum: a flipped bit is an error, never another number or another unit. The image
+is built in memory with no times in it, so the same content gives the same bytes.
+
+An HDF5 file cannot chunk a number without dimensions, nor an empty array: the first is written with one element and
+the attribute ``snet_scalar``, the second without chunks (it has no values that could be damaged). Text that is too
+long for an attribute goes to a uint8 array with the attribute ``snet_attribute``, and comes back as an attribute.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import h5py
+import numpy as np
+from h5py import h5d, h5f, h5z
+from numpy.typing import ArrayLike, NDArray
+
+from snet_cli.data import guard
+from snet_cli.data.storage import MAX_BYTES, check_signature
+from snet_cli.errors import CheckpointError, DataError
+
+Value = str | int | float | NDArray[Any]
+
+FileError = type[DataError | CheckpointError]
+
+CHUNK_BYTES = 1 << 20
+MAX_TEXT = 60_000
+"""Bytes of text in an attribute; HDF5 can hold 64 kB."""
+
+DIMENSION_ONLY = "This is a netCDF dimension but not a netCDF variable. {size:9d}"
+"""What netCDF-4 calls a scale that stands for a length only, so that no program shows it as a variable."""
+
+HDF5_ERRORS = (OSError, RuntimeError, KeyError, ValueError, TypeError, IndexError, OverflowError, MemoryError)
+"""What h5py raises on damaged files (UnicodeDecodeError is a ValueError, RecursionError a RuntimeError)."""
+
+
+@dataclass(frozen=True)
+class Array:
+    """A named array of a file, read when it is asked for.
+
+    Attributes
+    ----------
+    shape : tuple of int
+    dtype : numpy.dtype
+        In the byte order of this machine.
+    attributes : mapping
+        Text, whole numbers and floats by name.
+    read : callable
+        Gives the values, shape `shape`; raises the file's error where they are damaged.
+    checked : bool
+        Whether a checksum covers the values.
+    dimensions : tuple of str
+        Names of the dimension scales; given on writing only.
+    """
+
+    shape: tuple[int, ...]
+    dtype: np.dtype[Any]
+    attributes: Mapping[str, Value]
+    read: Callable[[], NDArray[Any]]
+    checked: bool = True
+    dimensions: tuple[str, ...] = ()
+
+    @classmethod
+    def of(
+        cls, values: ArrayLike, dimensions: tuple[str, ...] = (), attributes: Mapping[str, Value] | None = None
+    ) -> Array:
+        """Values in memory, to be written."""
+        array = np.asarray(values)
+        return cls(array.shape, array.dtype, attributes or {}, lambda: array, True, dimensions)
+
+
+@dataclass(frozen=True)
+class Content:
+    """Root attributes, and arrays by path (``time``, ``model/state/net.0.weight``)."""
+
+    attributes: Mapping[str, Value]
+    arrays: Mapping[str, Array] = field(default_factory=dict)
+
+    def unchecked(self) -> list[str]:
+        """Names of the arrays that no checksum covers."""
+        return [name for name, array in self.arrays.items() if not array.checked]
+
+
+@contextmanager
+def open_content(
+    image: bytes, label: str, error: FileError = DataError, max_bytes: int = MAX_BYTES
+) -> Iterator[Content]:
+    """The content of an HDF5 image, after the guard let it pass; arrays can be read while the context is open.
+
+    Parameters
+    ----------
+    image : bytes
+        The whole file.
+    label : str
+        Its name, for messages.
+    error : type
+        What to raise: `DataError` or `CheckpointError`.
+    max_bytes : int
+        Limit on what all arrays declare together.
+
+    Raises
+    ------
+    DataError or CheckpointError
+        If the file is foreign, damaged or hostile.
+    """
+    check_signature(image[:4096], label, error)
+    with _translated(label, "its structure", error):
+        file = h5py.File(h5f.open_file_image(image, flags=0))
+    try:
+        with _translated(label, "its structure", error):
+            guard.inspect(file, len(image), max_bytes)
+        with _translated(label, "an attribute", error):
+            attributes = _read_attributes(file)
+        arrays = dict(_find_arrays(file, "", label, error))
+        yield _unspill(Content(attributes, arrays))
+    finally:
+        with _translated(label, "its structure", error):
+            file.close()
+
+
+@contextmanager
+def _translated(label: str, what: str, error: FileError) -> Iterator[None]:
+    """Whatever h5py raises, as one of our errors."""
+    try:
+        yield
+    except guard.RefusedError as refused:
+        raise error(f"{label}: {refused.message}", refused.hint) from None
+    except MemoryError:
+        raise error(f"{label}: {what} does not fit into memory.", "Read it on a larger machine.") from None
+    except HDF5_ERRORS as problem:
+        reason = " ".join(str(problem).split())[:200]
+        raise error(
+            f"{label}: {what} is damaged or cut off ({reason}).", "Copy the file again, or take it from a backup."
+        ) from None
+
+
+def _find_arrays(group: h5py.Group, path: str, label: str, error: FileError) -> Iterator[tuple[str, Array]]:
+    with _translated(label, f"the group '/{path}'", error):
+        items = [(name, group[name]) for name in group]
+    for name, item in items:
+        if isinstance(item, h5py.Group):
+            yield from _find_arrays(item, f"{path}{name}/", label, error)
+            continue
+        with _translated(label, f"'{path}{name}'", error):
+            attributes = _read_attributes(item)
+            plan = item.id.get_create_plist()
+            compact = plan.get_layout() == h5d.COMPACT  # lies in the header, whose checksum covers it
+            filters = [plan.get_filter(i)[0] for i in range(plan.get_nfilters())]
+            scalar = item.shape == (1,) and attributes.pop("snet_scalar", 0) == 1
+            array = Array(
+                shape=() if scalar else item.shape,
+                dtype=item.dtype.newbyteorder("="),
+                attributes=attributes,
+                read=partial(_read_array, item, scalar, label, f"'{path}{name}'", error),
+                checked=h5z.FILTER_FLETCHER32 in filters or compact or item.size == 0,
+            )
+        yield path + name, array
+
+
+def _read_array(item: h5py.Dataset, scalar: bool, label: str, name: str, error: FileError) -> NDArray[Any]:
+    with _translated(label, name, error):
+        values: NDArray[Any] = item[...]
+        values = values.astype(values.dtype.newbyteorder("="), copy=False)
+        return values.reshape(()) if scalar else values
+
+
+def _read_attributes(item: h5py.Group | h5py.Dataset) -> dict[str, Value]:
+    return {name: _plain(item.attrs[name]) for name in item.attrs if name.encode() not in guard.SCALE_ATTRIBUTES}
+
+
+def _plain(value: Any) -> Value:
+    """An attribute as text or number; lists of one number, as netCDF writes them, become the number."""
+    if isinstance(value, h5py.Empty):
+        return ""
+    array = np.asarray(value)
+    if array.dtype.kind == "S":
+        array = np.char.decode(array, "utf-8")
+    array = array.astype(array.dtype.newbyteorder("="), copy=False)
+    if array.size != 1:
+        return array
+    item: str | int | float = array.reshape(-1)[0].item()
+    return item
+
+
+def _unspill(content: Content) -> Content:
+    """Text that was too long for an attribute, back among the attributes."""
+    attributes, arrays = dict(content.attributes), dict(content.arrays)
+    for name, array in content.arrays.items():
+        if array.attributes.get("snet_attribute") == name and array.dtype == np.uint8:
+            attributes[name] = array.read().tobytes().decode("utf-8", "replace")
+            del arrays[name]
+    return Content(attributes, arrays)
+
+
+def to_json(value: Any) -> str:
+    """JSON without NaN and Infinity; characters are written as they are where UTF-8 has them.
+
+    Raises
+    ------
+    ValueError, TypeError
+        If the value holds anything that JSON has no word for.
+    """
+    text = json.dumps(value, ensure_ascii=False, allow_nan=False)
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        text = json.dumps(value, allow_nan=False)
+    return text
+
+
+def encode(content: Content, dimensions: Mapping[str, int] | None = None) -> bytes:
+    """The bytes of an HDF5 file that holds this content.
+
+    Parameters
+    ----------
+    content : Content
+        Written in the order given. Arrays without `Array.dimensions` get no scales.
+    dimensions : mapping of str to int, optional
+        Dimension scales by name, with their lengths.
+    """
+    attributes = {k: v for k, v in content.attributes.items() if not _is_long(v)}
+    spilled = {k: str(v).encode() for k, v in content.attributes.items() if _is_long(v)}
+    with h5py.File.in_memory(libver=("v110", "v110")) as file:
+        _write_attributes(file, attributes)
+        for name, size in (dimensions or {}).items():
+            _write_scale(file, name, size)
+        for name, text in spilled.items():
+            values = np.frombuffer(text, np.uint8)
+            if dimensions is not None:
+                _write_scale(file, f"{name}_bytes", values.size)
+            scales = (f"{name}_bytes",) if dimensions is not None else ()
+            _write_array(file, name, Array.of(values, scales, {"snet_attribute": name}))
+        for name, array in content.arrays.items():
+            _write_array(file, name, array)
+        file.flush()
+        image: bytes = file.id.get_file_image()
+    return image
+
+
+def _is_long(value: Value) -> bool:
+    return isinstance(value, str) and len(value.encode()) > MAX_TEXT
+
+
+def _write_scale(file: h5py.File, name: str, size: int) -> None:
+    """A dimension scale; its values mean nothing but are written, so that every chunk is there."""
+    _create(file, name, np.zeros(size, np.int8)).make_scale(DIMENSION_ONLY.format(size=size))
+
+
+def _write_array(file: h5py.File, name: str, array: Array) -> None:
+    values = array.read()
+    attributes = dict(array.attributes)
+    if values.ndim == 0:
+        values = values.reshape(1)
+        attributes["snet_scalar"] = 1
+    dataset = _create(file, name, values)
+    for axis, scale in enumerate(array.dimensions):
+        dataset.dims[axis].attach_scale(file[scale])
+    _write_attributes(dataset, attributes)
+
+
+def _create(file: h5py.File, name: str, values: NDArray[Any]) -> h5py.Dataset:
+    if values.dtype.kind in "iuf":
+        values = values.astype(values.dtype.newbyteorder("<"), copy=False)
+    if values.size == 0:
+        return file.create_dataset(name, data=values, track_times=False)
+    chunks = _chunk_shape(values.shape, values.dtype.itemsize)
+    return file.create_dataset(
+        name, data=values, chunks=chunks, shuffle=True, compression=4, fletcher32=True, track_times=False
+    )
+
+
+def _chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+    """The whole array, cut along its leading axes into pieces of at most `CHUNK_BYTES`."""
+    chunk = list(shape)
+    for axis in range(len(chunk)):
+        rest = int(np.prod(chunk[axis + 1 :], dtype=np.int64)) * itemsize
+        chunk[axis] = max(1, min(chunk[axis], CHUNK_BYTES // rest))
+        if chunk[axis] > 1:
+            break
+    return tuple(chunk)
+
+
+def _write_attributes(item: h5py.Group | h5py.Dataset, attributes: Mapping[str, Value]) -> None:
+    for name, value in attributes.items():
+        if isinstance(value, str):
+            raw = value.encode()
+            item.attrs.create(name, np.bytes_(raw), dtype=h5py.string_dtype("utf-8", max(len(raw), 1)))
+        elif isinstance(value, int):
+            item.attrs.create(name, value, dtype="<i8")
+        else:
+            item.attrs.create(name, value, dtype="<f8")

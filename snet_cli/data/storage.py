@@ -1,0 +1,294 @@
+"""Files as bytes: read whole before anything looks inside, written whole or not at all.
+
+Reading takes the bytes and closes the file, so that what is checked is what is used, and ``-`` (standard input) is
+a file like any other. Writing goes to a temporary file beside the target, which replaces it only when all bytes are
+on the disk: whatever happens, the target is absent, old or complete.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import secrets
+import stat
+import sys
+from collections.abc import Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import BinaryIO
+
+from snet_cli.errors import CheckpointError, DataError, OutputError, UsageError
+
+MAX_BYTES = 2**30
+"""Default of ``--max-bytes``: the largest file, and the largest content, that is read without being told to."""
+
+HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
+
+STDIN_LABEL = "standard input"
+
+TEMPORARY = ".snet-{pid}-{random}.tmp"
+"""Name of temporary files: short, so that targets may use all 255 bytes of a name."""
+
+BLOCK = 1 << 22
+
+PICKLE_HINT = "Such files can run code when they are read, so snet never does. Export the numbers: snet import --help"
+
+
+def display(path: str | Path) -> str:
+    """A path for a message: control characters and bytes that are not UTF-8 escaped, ``-`` in words."""
+    text = str(path)
+    if text == "-":
+        return STDIN_LABEL
+    return "".join(c if c.isprintable() else c.encode("unicode_escape", "surrogatepass").decode() for c in text)
+
+
+def read_image(
+    path: str | Path, max_bytes: int = MAX_BYTES, error: type[DataError | CheckpointError] = DataError
+) -> bytes:
+    """All bytes of an HDF5 file, read from the disk or from standard input (``-``).
+
+    Parameters
+    ----------
+    path : str or Path
+    max_bytes : int
+        Larger files are refused.
+    error : type
+        `DataError` where data is expected, `CheckpointError` where a checkpoint is: decides the exit code.
+
+    Raises
+    ------
+    DataError or CheckpointError
+        If the file is missing, unreadable, empty, too large, or no HDF5 file by its first bytes.
+    """
+    label = display(path)
+    try:
+        if str(path) == "-":
+            if sys.stdin.isatty():
+                raise UsageError(
+                    "standard input is a terminal, expected a file of snet.",
+                    "Pipe one in: snet simulate vehicle -o - | snet fit - -o model.h5",
+                )
+            return _read_stream(sys.stdin.buffer, label, max_bytes, error)
+        if os.path.isdir(path):
+            raise error(f"{label}: is a directory, expected a file.", "Name the file inside it.")
+        with open(path, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            _check_size(size, label, max_bytes, error)
+            return _read_stream(stream, label, max_bytes, error)
+    except FileNotFoundError:
+        raise error(f"{label}: no such file.", "Check the path.") from None
+    except (OSError, ValueError) as problem:  # ValueError: a NUL in the path
+        reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
+        raise error(f"{label}: cannot be read: {reason}.", "Check the path and its permissions.") from None
+
+
+def _check_size(size: int, label: str, max_bytes: int, error: type[DataError | CheckpointError]) -> None:
+    if size > max_bytes:
+        raise error(
+            f"{label}: has {size} bytes, more than the limit of {max_bytes}.",
+            f"If you trust the file, raise the limit: --max-bytes {size}",
+        )
+
+
+def _read_stream(stream: BinaryIO, label: str, max_bytes: int, error: type[DataError | CheckpointError]) -> bytes:
+    """The stream's bytes; its first block is judged before the rest is read, so endless streams end early."""
+    blocks = [stream.read(BLOCK)]
+    check_signature(blocks[0], label, error)
+    total = len(blocks[0])
+    while block := stream.read(BLOCK):
+        blocks.append(block)
+        total += len(block)
+        if total > max_bytes:
+            raise error(f"{label}: has more than the limit of {max_bytes} bytes.", "Raise the limit: --max-bytes SIZE")
+    _check_size(total, label, max_bytes, error)
+    return blocks[0] if len(blocks) == 1 else b"".join(blocks)
+
+
+def check_signature(head: bytes, label: str, error: type[DataError | CheckpointError] = DataError) -> None:
+    """Refuse by the first bytes what is no HDF5 file, and say what it is.
+
+    Raises
+    ------
+    DataError or CheckpointError
+    """
+    if head.startswith(HDF5_SIGNATURE):
+        return
+    if not head:
+        raise error(f"{label}: is empty, expected an HDF5 file.", "Was the program that wrote it stopped?")
+    if any(head[at : at + 8] == HDF5_SIGNATURE for at in _user_block_ends(len(head))):
+        raise error(f"{label}: the HDF5 data stands behind a user block, which is not read.", "Remove it with h5unjam.")
+    if head[:1] == b"\x80" and head[1:2] in b"\x02\x03\x04\x05":
+        raise error(f"{label}: is a Python pickle, expected an HDF5 file.", PICKLE_HINT)
+    if head.startswith(b"PK\x03\x04"):
+        if b"data.pkl" in head[:4096]:
+            raise error(f"{label}: is a PyTorch file (a zip with a pickle), expected an HDF5 file.", PICKLE_HINT)
+        raise error(f"{label}: is a zip archive, expected an HDF5 file.", "For NPZ: snet import FILE.npz -o data.h5")
+    if head.startswith(b"\x93NUMPY"):
+        raise error(f"{label}: is a NumPy array, expected an HDF5 file.", "Save an .npz, then: snet import --help")
+    if head.startswith(b"MATLAB 5.0"):
+        raise error(f"{label}: is a MATLAB file, expected an HDF5 file.", "Convert it: snet import FILE.mat -o data.h5")
+    if head.startswith(b"CDF"):
+        raise error(f"{label}: is a netCDF-3 file, expected HDF5.", "Convert it: nccopy -k netCDF-4 FILE data.h5")
+    if b"\x00" not in head[:4096]:
+        raise error(f"{label}: is a text file, expected an HDF5 file.", "For CSV: snet import FILE.csv -o data.h5")
+    raise error(f"{label}: is not an HDF5 file (its first bytes are wrong).", "Check that it is the file you mean.")
+
+
+def _user_block_ends(length: int) -> list[int]:
+    """Where HDF5 looks for its signature behind a user block: 512, 1024, 2048, ... bytes."""
+    return [512 << k for k in range(max(length // 512, 1).bit_length())]
+
+
+def check_output(path: str | Path, force: bool = False) -> None:
+    """Refuse an output that could not be written; to be called before any work.
+
+    Raises
+    ------
+    OutputError
+        If it exists and `force` is false, is no regular file, or its folder is missing or read-only.
+    UsageError
+        If it is ``-`` and standard output is a terminal.
+    """
+    if str(path) == "-":
+        if sys.stdout.isatty():
+            raise UsageError("standard output is a terminal; HDF5 is no text.", "Redirect it, or use -o FILE.h5")
+        return
+    label = display(path)
+    try:
+        target = _resolve(path)
+        folder = os.path.dirname(target)
+        if not os.path.isdir(folder):
+            raise OutputError(f"{label}: there is no folder {display(folder)}.", "Make it first: mkdir -p")
+        if os.path.lexists(target):
+            mode = os.stat(target).st_mode
+            if stat.S_ISDIR(mode):
+                raise OutputError(f"{label}: is a directory, expected the name of a file.", "Add a file name.")
+            if not stat.S_ISREG(mode):
+                raise OutputError(f"{label}: is no regular file, so it cannot be replaced.", "For a pipe: -o -")
+            if not force:
+                raise OutputError(f"{label}: exists already.", "Choose another name, or overwrite it with --force.")
+    except OSError as problem:
+        raise _cannot_write(label, problem) from None
+    if len(os.fsencode(os.path.basename(target))) > 255:
+        raise OutputError(f"{label}: the name is longer than 255 bytes.", "Choose a shorter one.")
+    if not os.access(folder, os.W_OK | os.X_OK):
+        raise OutputError(f"{label}: the folder {display(folder)} is not writable.", "Choose another folder.")
+
+
+def write_atomic(path: str | Path, data: bytes | Sequence[bytes], force: bool = False) -> None:
+    """Write a file whole or not at all; ``-`` is standard output.
+
+    The bytes go to a temporary file in the target's folder, whose room is reserved first (a full disk shows before
+    a byte is written), then to the disk (fsync), then the name is moved (`os.replace`; without `force` a hard link,
+    which fails where the target exists by now). The folder's own fsync is best effort: without it, a power cut may
+    bring the old file back, never a torn one. A symbolic link is followed, and stays.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written. What stood there before is intact and no temporary file is left.
+    """
+    blocks = [data] if isinstance(data, bytes) else list(data)
+    check_output(path, force)
+    label = display(path)
+    try:
+        if str(path) == "-":
+            for block in blocks:
+                sys.stdout.buffer.write(block)
+            sys.stdout.buffer.flush()
+            return
+        target = _resolve(path)
+        _write_beside(target, blocks, force)
+    except FileExistsError:
+        raise OutputError(f"{label}: exists already.", "Choose another name, or overwrite it with --force.") from None
+    except BrokenPipeError:
+        raise
+    except OSError as problem:
+        raise _cannot_write(label, problem) from None
+
+
+def _write_beside(target: str, blocks: Sequence[bytes], force: bool) -> None:
+    folder = os.path.dirname(target)
+    temporary = os.path.join(folder, TEMPORARY.format(pid=os.getpid(), random=secrets.token_hex(4)))
+    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    try:
+        try:
+            _reserve(descriptor, sum(map(len, blocks)))
+            for block in blocks:
+                _write_all(descriptor, block)
+            if os.path.lexists(target):
+                os.fchmod(descriptor, stat.S_IMODE(os.stat(target).st_mode))
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+        if force or not _link(temporary, target):
+            os.replace(temporary, target)
+    finally:
+        with suppress(OSError):
+            os.unlink(temporary)
+    _sync_folder(folder)
+
+
+def _reserve(descriptor: int, size: int) -> None:
+    """Reserve the room on the disk, where the file system can."""
+    if size and hasattr(os, "posix_fallocate"):
+        try:
+            os.posix_fallocate(descriptor, 0, size)
+        except OSError as problem:
+            if problem.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
+                raise
+
+
+def _write_all(descriptor: int, data: bytes) -> None:
+    view = memoryview(data)
+    while view:
+        view = view[os.write(descriptor, view) :]
+
+
+def _link(temporary: str, target: str) -> bool:
+    """Give the file its name if nothing has it yet; False where the file system has no hard links.
+
+    Raises
+    ------
+    FileExistsError
+        If the target came into being since it was checked.
+    """
+    try:
+        os.link(temporary, target)
+    except FileExistsError:
+        raise
+    except OSError as problem:
+        if problem.errno not in (errno.EPERM, errno.EOPNOTSUPP, errno.ENOSYS, errno.EMLINK):
+            raise
+        if os.path.lexists(target):
+            raise FileExistsError(errno.EEXIST, "exists", target) from None
+        return False
+    return True
+
+
+def _sync_folder(folder: str) -> None:
+    with suppress(OSError):
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _resolve(path: str | Path) -> str:
+    """The absolute path with symbolic links followed."""
+    text = os.fspath(path)
+    if not os.path.basename(text):
+        raise OSError(errno.EISDIR, "is a directory")
+    return os.path.realpath(text)
+
+
+def _cannot_write(label: str, problem: OSError) -> OutputError:
+    hints = {
+        errno.ENOSPC: "Free some room, or choose another disk.",
+        errno.EDQUOT: "Free some room, or choose another disk.",
+        errno.EFBIG: "The limit on file sizes (ulimit -f) is too small for it.",
+        errno.ENAMETOOLONG: "Choose a shorter name.",
+    }
+    hint = hints.get(problem.errno or 0, "Choose another place. What stood there before is intact.")
+    return OutputError(f"{label}: cannot be written: {problem.strerror or problem}.", hint)
