@@ -116,8 +116,8 @@ def cut(trajectories: Trajectories, length: float, stride: float) -> tuple[Traje
 
 def cut_inputs(inputs: Inputs, owner: IntArray, start: FloatArray, end: FloatArray) -> Inputs:
     """The inputs of trajectories `owner` (W,), sampled ones with the knots that decide u between `start` and `end`."""
-    chosen = inputs.select(owner)
     sampled = inputs.sampled
+    chosen = replace(inputs, sampled=None).select(owner)  # whole clocks, once per window, would fill the memory
     if sampled is None:
         return chosen
     stops = np.cumsum(sampled.row_size)

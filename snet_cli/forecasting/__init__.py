@@ -1,0 +1,1 @@
+"""Forecasts of a trained model on a data set: windows, initial states, rollout."""
