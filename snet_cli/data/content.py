@@ -7,7 +7,8 @@ is built in memory with no times in it, so the same content gives the same bytes
 
 An HDF5 file cannot chunk a number without dimensions, nor an empty array: the first is written with one element and
 the attribute ``snet_scalar``, the second without chunks (it has no values that could be damaged). Text that is too
-long for an attribute goes to a uint8 array with the attribute ``snet_attribute``, and comes back as an attribute.
+long for an attribute goes to a uint8 array ``<name>_text`` with the attribute ``snet_attribute``, and comes back as
+an attribute.
 """
 
 from __future__ import annotations
@@ -195,8 +196,9 @@ def _unspill(content: Content) -> Content:
     """Text that was too long for an attribute, back among the attributes."""
     attributes, arrays = dict(content.attributes), dict(content.arrays)
     for name, array in content.arrays.items():
-        if array.attributes.get("snet_attribute") == name and array.dtype == np.uint8:
-            attributes[name] = array.read().tobytes().decode("utf-8", "replace")
+        attribute = array.attributes.get("snet_attribute")
+        if isinstance(attribute, str) and array.dtype == np.uint8:
+            attributes[attribute] = array.read().tobytes().decode("utf-8", "replace")
             del arrays[name]
     return Content(attributes, arrays)
 
@@ -235,10 +237,11 @@ def encode(content: Content, dimensions: Mapping[str, int] | None = None) -> byt
             _write_scale(file, name, size)
         for name, text in spilled.items():
             values = np.frombuffer(text, np.uint8)
+            scale = f"{name}_bytes"
             if dimensions is not None:
-                _write_scale(file, f"{name}_bytes", values.size)
-            scales = (f"{name}_bytes",) if dimensions is not None else ()
-            _write_array(file, name, Array.of(values, scales, {"snet_attribute": name}))
+                _write_scale(file, scale, values.size)
+            scales = (scale,) if dimensions is not None else ()
+            _write_array(file, f"{name}_text", Array.of(values, scales, {"snet_attribute": name}))
         for name, array in content.arrays.items():
             _write_array(file, name, array)
         file.flush()

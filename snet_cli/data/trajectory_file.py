@@ -108,7 +108,7 @@ def decode_trajectories(
         require_format(content, label, FORMAT, DataError)
         for problem in layout_problems(content):
             raise DataError(f"{label}: {problem.message}", problem.hint)
-        data = _assemble(content, label)
+        data = assemble(content, label)
         unchecked = tuple(content.unchecked())
         strangers = sorted(set(content.arrays) - set(variables(content)) - set(SCALES))
     require_sense(data, label, allow_missing_channels)
@@ -232,8 +232,8 @@ def _floats(values: NDArray[Any]) -> NDArray[np.float64]:
     return np.ascontiguousarray(values, dtype="<f8")
 
 
-def _assemble(content: Content, label: str) -> Trajectories:
-    """The values as `Trajectories`; layout and names have been checked."""
+def assemble(content: Content, label: str) -> Trajectories:
+    """The values of a file as `Trajectories`, after `layout_problems` found none; their rules are not yet checked."""
     outputs, inputs, states = (listed_names(content, key) for key in ("output_names", "input_names", "state_names"))
     arrays = content.arrays
 

@@ -21,7 +21,7 @@ ID_BYTES = 64
 """Bytes of a trajectory's id in a file."""
 
 RESERVED_INPUTS = ("time", "row_size")
-"""A sampled input of this name would be `u_time` or `u_row_size`, which mean something else."""
+"""An input of this name would be `u_time` or `u_row_size`, which mean something else."""
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -138,6 +138,15 @@ def bad_name(name: object) -> str | None:
     return None
 
 
+def bad_text(text: object) -> str | None:
+    """Why an attribute cannot hold this text; None if it can."""
+    if not isinstance(text, str):
+        return "is no text"
+    if "\0" in text or any("\ud800" <= c <= "\udfff" for c in text):
+        return "holds a NUL or a character that UTF-8 has not"
+    return None
+
+
 def _name_problems(data: Trajectories) -> Iterator[Problem]:
     sampled, fourier = data.inputs.sampled, data.inputs.fourier
     groups: list[tuple[str, Sequence[object]]] = [
@@ -163,9 +172,12 @@ def _name_problems(data: Trajectories) -> Iterator[Problem]:
         yield Problem(
             f"the inputs are named {list(data.inputs.names)}, but their signals {list(given)}.", "Name each once."
         )
-    for name in sampled.names if sampled else ():
+    for name in data.inputs.names:
         if name in RESERVED_INPUTS:
             yield Problem(f"an input cannot be named '{name}': u_{name} has a meaning of its own.", "Rename it.")
+    for kind, text in (("title", data.title), ("history", data.history)):
+        if reason := bad_text(text):
+            yield Problem(f"the {kind} {reason}.", "Write plain text.")
     for name in (*data.units, *data.inputs.units, *data.units.values(), *data.inputs.units.values(), data.time_unit):
         if not isinstance(name, str) or any(unicodedata.category(c) in ("Cc", "Cs") for c in name):
             yield Problem(f"the unit {name!r} is no printable text.", "Write it as a short text such as 'm/s'.")
