@@ -127,7 +127,9 @@ class Labels:
 
 def _field_at(cls: type[BaseModel], loc: Sequence[int | str]) -> tuple[type[BaseModel], Path, FieldInfo | None]:
     """The innermost option class, path and field that an error's location lies in."""
-    owner, path, field = cls, (), None
+    owner: type[BaseModel] = cls
+    path: Path = ()
+    field: FieldInfo | None = None
     current: type[BaseModel] | None = cls
     for key in loc:
         if current is None or key not in current.model_fields:

@@ -180,11 +180,12 @@ class _Reader:
             self.refuse(event, f"the nesting is deeper than {MAX_DEPTH}.", "Is this a configuration?")
         if isinstance(event, yaml.AliasEvent) or getattr(event, "anchor", None) is not None:
             self.refuse(event, "anchors (&) and aliases (*) are not read.", "Write the value again, or quote the text.")
-        if getattr(event, "tag", None) is not None:
-            self.refuse(event, f"tags such as '{event.tag}' are not read.", "Leave the tag out, or quote the text.")
+        tag = getattr(event, "tag", None)
+        if tag is not None:
+            self.refuse(event, f"tags such as '{tag}' are not read.", "Leave the tag out, or quote the text.")
         if isinstance(event, yaml.ScalarEvent):
             return scalar(event.value) if event.style is None else event.value
-        if self.flow_only and not event.flow_style:
+        if self.flow_only and not getattr(event, "flow_style", False):
             self.refuse(event, "a mapping or list needs brackets here.", "Write {a: b} or [a, b], or quote the text.")
         if isinstance(event, yaml.SequenceStartEvent):
             return self.sequence(events, depth)

@@ -1,0 +1,100 @@
+"""`snet fit`."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Annotated, Any
+
+import typer
+
+from snet_cli.cli import flags
+from snet_cli.cli.console import duration, number, quoted
+from snet_cli.cli.flags import Text, flag
+from snet_cli.cli.session import RunOptions, counted, needed, open_session
+from snet_cli.cli.signals import finishing_first
+from snet_cli.training.options import PAPER_PRESET, FitOptions
+
+EXAMPLE = "snet fit train.h5 -o model.h5"
+
+EXAMPLES = (
+    "snet fit train.h5 -o model.h5",
+    "snet fit train.h5 -o model.h5 --method delta --preset paper --json",
+    "snet fit train.h5 -o model.h5 --model mlp --set model.hidden=[16] --validation 0.2",
+    "snet fit train.h5 -o model.h5 --set 'model.second_order={q: v}' --set 'model.angles=[q]'",
+)
+"""Shown at the end of the help."""
+
+
+def command(
+    ctx: typer.Context,
+    train: Annotated[Text, typer.Argument(metavar="TRAIN", help="Trajectory file; - is stdin.")] = None,
+    output: flags.Output = None,
+    validation: Annotated[Text, flag(FitOptions, "validation", "FILE|FRACTION")] = None,
+    preset: Annotated[Text, flag(FitOptions, "preset", "paper")] = None,
+    method: Annotated[Text, flag(FitOptions, "method", "NAME")] = None,
+    model: Annotated[Text, flag(FitOptions, "model", "NAME|FILE.py:Class")] = None,
+    order: Annotated[Text, flag(FitOptions, "order", "auto|P")] = None,
+    elements: Annotated[Text, flag(FitOptions, "elements", "auto|E")] = None,
+    iterations: Annotated[Text, flag(FitOptions, "iterations", "N")] = None,
+    tolerance: Annotated[Text, flag(FitOptions, "tolerance", "δ")] = None,
+    max_time: Annotated[Text, flag(FitOptions, "max_time", "SECONDS")] = None,
+    metrics: Annotated[Text, flag(RunOptions, "metrics", "FILE.csv")] = None,
+    config: flags.Config = None,
+    set_: flags.Sets = None,
+    seed: flags.Seed = None,
+    device: flags.Device = None,
+    dtype: flags.Dtype = None,
+    threads: flags.Threads = None,
+    max_memory: flags.MaxMemory = None,
+    max_bytes: flags.MaxBytes = None,
+    force: flags.Force = None,
+    dry_run: flags.DryRun = None,
+    show_config: flags.ShowConfig = None,
+    json: flags.Json = None,
+    quiet: flags.Quiet = None,
+    verbose: flags.Verbose = None,
+) -> int:
+    """Train a model of x' = f(t, x, u) on a trajectory file, without integrating it.
+
+    Ctrl-C ends training after the current step and writes the model so far; a second one leaves at once.
+    """
+    session = open_session(ctx, FitOptions, presets={"paper": PAPER_PRESET})
+    if session.shows_config(show_config):
+        return 0
+    source, target, run = needed(train, "TRAIN", EXAMPLE), session.output("model.h5"), session.run
+    from snet_cli.workflows.fit import fit  # torch: 1.4 s that a usage error need not wait for
+
+    with finishing_first() as stop:
+        session.console.stop = stop
+        result = fit(
+            source,
+            target,
+            session.get(FitOptions),
+            session.common,
+            force=run.force,
+            dry_run=run.dry_run,
+            metrics=run.metrics,
+            report=session.console,
+        )
+    session.present(result, _lines(result), f"snet evaluate {quoted(target)} test.h5")
+    return stop.exit_code if result.get("status") == "stopped" else 0
+
+
+def _lines(result: Mapping[str, Any]) -> list[str]:
+    if result.get("dry_run"):
+        return [f"{key}: {value}" for key, value in result.items() if key not in ("command", "dry_run")]
+    loss, validation = result["loss"], result["validation"]
+    lines = [
+        f"{result['method']}, {result['model']} with {counted(result['parameters'], 'parameter')}, "
+        f"order {result['order']}, {counted(result['elements'], 'element')}",
+        f"{result['status']} after {counted(result['iterations'], 'iteration')} of "
+        f"{number(result['ms_per_iteration'])} ms; {duration(result['seconds'])} in all",
+        f"residual {number(loss['residual'])}, misfit {number(loss['misfit'])}, total {number(loss['total'])}",
+        f"train mse {number(result['train_mse'])} ({result['train_diverged']} diverged)",
+    ]
+    if validation is not None:
+        lines.append(
+            f"validation mse {number(validation['mse'])}, relaxed {number(validation['relaxed'])}, "
+            f"best at iteration {validation['best_iteration']}"
+        )
+    return lines
