@@ -45,11 +45,9 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
     head = f"{result['file']}: {result['kind']} {result['format_version']}, {result['bytes']} bytes"
     lines = [head + (f", {result['title']}" if result["title"] else "")]
     lines += _data_lines(result) if "trajectories" in result else _model_lines(result)
-    made = result["provenance"]
-    if made.get("command"):
-        options = " ".join(f"{key}={value}" for key, value in made.get("options", {}).items() if value is not None)
-        lines.append(f"made by snet {made.get('snet', '?')}: {made['command']} {options}")
-    lines += [f"from {role}: sha256 {digest}" for role, digest in (made.get("parents") or {}).items()]
+    lines += [f"made by {line}" for line in result["history"].splitlines()]
+    parents = result["provenance"].get("parents") or {}
+    lines += [f"from {role}: sha256 {digest}" for role, digest in parents.items()]
     lines.append(f"sha256 {result['sha256']}")
     if "problems" in result:
         lines += [f"broken rule: {problem}" for problem in result["problems"]] or ["every rule of the schema is kept"]

@@ -117,7 +117,7 @@ def main(args: Sequence[str] | None = None) -> int:
         console.error(error)
         return error.exit_code
     except PARSE_ERROR as error:
-        usage = _explained(error)
+        usage = _explained(error, args)
         console.error(usage)
         return usage.exit_code
     except (KeyboardInterrupt, Interrupted) as error:
@@ -150,10 +150,10 @@ def _run(args: list[str], console: Console) -> int:
     return code if isinstance(code, int) else 0
 
 
-def _explained(error: Exception) -> UsageError:
+def _explained(error: Exception, args: Sequence[str]) -> UsageError:
     """What the parser of flags found wrong, with the nearest flag where one does not exist."""
     ctx = getattr(error, "ctx", None)
-    command = ctx.command_path if ctx is not None else "snet"
+    command = " ".join(["snet", *args[:1]]) if args[0] in COMMANDS else "snet"
     message = getattr(error, "format_message", lambda: str(error))().split(" (Possible")[0].split(" Did you mean")[0]
     wrong = getattr(error, "option_name", "")
     if wrong and ctx is not None:
@@ -161,7 +161,7 @@ def _explained(error: Exception) -> UsageError:
         near = difflib.get_close_matches(wrong, known, 1)
         if near and near[0] != wrong:
             return UsageError(f"{command}: there is no option '{wrong}'.", f"Did you mean '{near[0]}'?")
-    return UsageError(f"{command}: {message[:1].lower()}{message[1:]}", f"See '{command} --help'.")
+    return UsageError(f"{command}: {message[:1].lower()}{message[1:].rstrip('.')}.", f"See '{command} --help'.")
 
 
 def _stopped(interruption: Interrupted) -> SnetError:

@@ -115,7 +115,7 @@ def open_session(
     sources = Sources(
         flags=flags,
         sets=flags.get("set_") or (),
-        config=flags.get("config") or os.environ.get("SNET_CONFIG") or None,
+        config=(flags["config"] or os.environ.get("SNET_CONFIG") or None) if "config" in flags else None,
         environment=os.environ,
         presets=presets or {},
         command=ctx.command_path,

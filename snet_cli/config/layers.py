@@ -169,7 +169,7 @@ def _of_environment(environment: Mapping[str, str], fields: Mapping[str, FieldIn
 def _of_command_line(sources: Sources, fields: Mapping[str, FieldInfo]) -> list[Setting]:
     found: list[Setting] = []
     for key, value in sources.flags.items():
-        if value is not None and key in fields:
+        if value not in (None, [], ()) and key in fields:  # a repeatable flag that was not given is empty
             flag = "--" + key.replace("_", "-")
             given = _flag_value(value, fields[key]) if isinstance(value, str) else value
             found += _settings((key,), given, flag, fields)

@@ -125,8 +125,16 @@ def flow(value: Any) -> str:
 
 
 def _text(value: str) -> str:
-    plain = PLAIN_TEXT.fullmatch(value) and value not in WORDS
-    return value if plain else json.dumps(value)
+    if PLAIN_TEXT.fullmatch(value) and value not in WORDS:
+        return value
+    return '"' + "".join(_escaped(c) for c in value) + '"'
+
+
+def _escaped(c: str) -> str:
+    """A character inside double quotes (YAML 1.2, section 5.7)."""
+    if c in '"\\':
+        return "\\" + c
+    return c if c.isprintable() else f"\\U{ord(c):08x}"
 
 
 def _read(text: str | bytes, source: str, *, flow_only: bool) -> Any:
