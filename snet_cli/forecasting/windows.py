@@ -143,7 +143,7 @@ def _repeated(data: Trajectories, horizon: float | None, every: float) -> Window
     )
     since = start - data.start[owner]
     return Windows(
-        ids=tuple(f"{data.ids[b]}@{t:.10g}" for b, t in zip(owner, since, strict=True)),
+        ids=_name_windows(data.ids, owner, since),
         owner=owner,
         start=start,
         at_first=first == data.offsets[owner],
@@ -153,6 +153,15 @@ def _repeated(data: Trajectories, horizon: float | None, every: float) -> Window
         horizon=float(np.max(data.time[stop - 1] - start)) if horizon is None else horizon,
         tolerance=tolerance,
     )
+
+
+def _name_windows(ids: tuple[str, ...], owner: IntArray, since: FloatArray) -> tuple[str, ...]:
+    """``run@12.5``: the trajectory and the time from its first sample, with as many digits as make names unique."""
+    for digits in (6, 10, 17):
+        names = tuple(f"{ids[b]}@{t:.{digits}g}" for b, t in zip(owner, since, strict=True))
+        if len(set(names)) == len(names):
+            break
+    return names
 
 
 def _whole(data: Trajectories, horizon: float | None) -> Windows:

@@ -1,0 +1,1 @@
+"""Scores, requirements, pictures and tables of forecasts."""
