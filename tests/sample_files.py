@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
+import h5py
 import numpy as np
 
 from snet_cli.data.checkpoint_file import Checkpoint
 from snet_cli.data.signals import FourierInputs, Inputs, SampledInputs
 from snet_cli.data.trajectories import Trajectories
+from snet_cli.data.trajectory_file import save_trajectories
+
+Change = Callable[[h5py.File], Any]
 
 
 def sample_trajectories(seed: int = 0, trajectories: int = 4, samples: int = 12) -> Trajectories:
@@ -84,3 +90,35 @@ def same(a: Any, b: Any) -> bool:
     if isinstance(a, tuple | list):
         return type(a) is type(b) and len(a) == len(b) and all(map(same, a, b))
     return bool(a == b)
+
+
+def edited(path: Path, change: Change, data: Trajectories | None = None) -> Path:
+    """A trajectory file changed with h5py after it was written, as people do."""
+    save_trajectories(path, data or sample_trajectories(), force=True)
+    with h5py.File(path, "r+") as file:
+        change(file)
+    return path
+
+
+def set_text(item: Any, name: str, text: str) -> None:
+    item.attrs[name] = np.bytes_(text.encode())
+
+
+def replace_values(file: h5py.File, name: str, values: Any) -> None:
+    attributes = {k: v for k, v in file[name].attrs.items() if k != "DIMENSION_LIST"}
+    del file[name]
+    file.create_dataset(name, data=values)
+    file[name].attrs.update(attributes)
+
+
+def plain_trajectories(**changes: Any) -> Trajectories:
+    """Two recordings of one output, without inputs."""
+    values: dict[str, Any] = {
+        "ids": ("a", "b"),
+        "row_size": np.array([3, 2]),
+        "time": np.array([0.0, 1.0, 2.0, 0.0, 1.0]),
+        "outputs": np.arange(5.0)[:, None],
+        "output_names": ("x",),
+        "inputs": Inputs.none(),
+    }
+    return Trajectories(**{**values, **changes})
