@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from snet_cli.workflows.fit import fit as fit
     from snet_cli.workflows.info import info as info
     from snet_cli.workflows.simulate import simulate as simulate
-    from snet_cli.workflows.trained_model import load as load
+    from snet_cli.workflows.load import load as load
 
 __version__ = "0.1.0"
 
@@ -40,7 +40,7 @@ _HOMES = {
     "fit": "snet_cli.workflows.fit",
     "import_tables": "snet_cli.data.tables",
     "info": "snet_cli.workflows.info",
-    "load": "snet_cli.workflows.trained_model",
+    "load": "snet_cli.workflows.load",
     "load_checkpoint": "snet_cli.data.checkpoint_file",
     "load_trajectories": "snet_cli.data.trajectory_file",
     "save": "snet_cli.data.trajectory_file",

@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Self, cast
 
 import torch
-from snet_cli.dynamics.multi_agent import CONSTANTS, policy_velocities
 from torch import Tensor
 
+from snet_cli.dynamics.multi_agent import CONSTANTS, policy_velocities
 from snet_cli.models.base import Model, StateSpace, layers
 from snet_cli.models.options import ModelOptions, MultiAgentOptions
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
-
 import torch
 
 from snet_cli.errors import UsageError
@@ -11,7 +9,7 @@ from snet_cli.models.base import Model, StateSpace
 from snet_cli.models.linear import Linear
 from snet_cli.models.mlp import Mlp
 from snet_cli.models.multi_agent import MultiAgent
-from snet_cli.models.options import MODEL_OPTIONS, ModelOptions
+from snet_cli.models.options import ModelOptions
 from snet_cli.models.user import UserSource, build_user_model
 from snet_cli.models.vehicle import Vehicle
 
@@ -31,21 +29,6 @@ def default_model(system: str | None) -> str:
     if system is not None and system.startswith("multi-agent"):
         return "multi-agent"
     return "mlp"
-
-
-def check_name(name: str) -> str:
-    """The name, if it is in the registry.
-
-    Raises
-    ------
-    UsageError
-        If it is not, with the nearest one.
-    """
-    if name in MODEL_OPTIONS:
-        return name
-    near = difflib.get_close_matches(name, MODEL_OPTIONS, 1)
-    hint = f"Did you mean '{near[0]}'?" if near else f"There are {', '.join(sorted(MODELS))}, and FILE.py:Class."
-    raise UsageError(f"there is no model '{name}'.", hint)
 
 
 def state_space(name: str, outputs: tuple[str, ...], inputs: tuple[str, ...]) -> StateSpace:

@@ -1,11 +1,11 @@
 """Automatic order and elements: raise the order, then split, until the error on held-out samples stops falling.
 
-A fifth of the samples is held out at random, step 0 is fitted to the rest, and the error at the held-out samples is
-the score, each channel in units of its own standard deviation or, where it is known, its noise. Densely sampled
-recordings lose runs of samples rather than single ones: their noise is usually correlated by a filter, and neighbours
-of a single sample would betray it. Orders rise on one element
-while the samples carry them (condition number, `fitting.ILL_CONDITIONED`); then elements double. The discretisation
-with the fewest unknowns within a few per cent of the best score wins: what is finer only fits noise.
+A fifth of the samples is held out, step 0 is fitted to the rest, and the error at the held-out samples is the score,
+each channel in units of its own standard deviation or, where it is known, its noise. Densely sampled recordings lose
+runs of samples rather than single ones: their noise is usually correlated by a filter, and neighbours of a single
+sample would betray it. Orders rise on one element while the samples carry them (condition number,
+`fitting.ILL_CONDITIONED`); then elements double. The discretisation with the fewest unknowns within a few per cent of
+the best score wins: what is finer only fits noise.
 """
 
 from __future__ import annotations
@@ -41,6 +41,12 @@ DENSE = 1000
 """Samples of the longest trajectory from which on runs of RUN_LENGTH samples are held out."""
 
 RUN_LENGTH = 4
+
+FOLDS = 5
+"""A fifth of the samples is held out ..."""
+
+FEW_SAMPLES = 4000
+"""... and up to this many samples each fifth in turn: a single draw of a few samples would decide by chance."""
 
 SELECTION_SAMPLES = 20_000
 """Samples that the search looks at: whole trajectories, the first ones."""
@@ -148,10 +154,11 @@ class _Search:
         self.jumps = None if jumps is None else jumps[:few]
         change = np.flatnonzero(np.diff(part.trajectory))
         run = RUN_LENGTH if count.max() >= DENSE else 1
-        draw = np.random.default_rng([seed, 0xE1E]).random(part.time.size // run + 1) < 0.2
-        held = np.repeat(draw, run)[: part.time.size]
-        held[np.concatenate([[0], change, change + 1, [part.time.size - 1]])] = False  # ends would be extrapolated
-        self.kept, self.asked = part.subset(~held), part.subset(held)
+        fold = np.repeat(np.random.default_rng([seed, 0xE1E]).permutation(part.time.size // run + 1) % FOLDS, run)
+        fold = fold[: part.time.size]
+        fold[np.concatenate([[0], change, change + 1, [part.time.size - 1]])] = -1  # ends would be extrapolated
+        used = range(FOLDS if part.time.size <= FEW_SAMPLES else 1)
+        self.folds = [(part.subset(fold != k), part.subset(fold == k)) for k in used]
         self.scale = channel_scales(part.values)[1] if scale is None else scale
         self.slope_scale = slope_scale
         self.samples_of_longest = int(count.max())
@@ -168,18 +175,21 @@ class _Search:
         """Fit and score; False if the samples do not carry it."""
         share = max(1, round(elements * float((self.end - self.start).max()) / self.longest))
         mesh = build_mesh(self.start, self.end, share, order, self.jumps)
-        if mesh.elements * order > self.kept.time.size:
-            return False
-        fit = fit_series(mesh, self.kept, self.x0)
-        if fit.determined.mean() < 0.9:
-            return False
-        guess = mesh.evaluate(fit.nodes, self.asked.trajectory, self.asked.time)
-        value_error = _root_mean_square(guess - self.asked.values)
+        values, slopes = [], []
+        for kept, asked in self.folds:
+            if mesh.elements * order > kept.time.size:
+                return False
+            fit = fit_series(mesh, kept, self.x0)
+            if fit.determined.mean() < 0.9:
+                return False
+            values.append(mesh.evaluate(fit.nodes, asked.trajectory, asked.time) - asked.values)
+            if asked.slopes is not None:
+                slope = mesh.evaluate(shared_derivative(mesh, fit.nodes), asked.trajectory, asked.time)
+                slopes.append(slope - asked.slopes)
+        value_error = _root_mean_square(np.concatenate(values))
+        slope_error = _root_mean_square(np.concatenate(slopes)) if slopes else np.full(value_error.size, np.nan)
         parts = value_error / self.scale
-        slope_error = np.full(value_error.size, np.nan)
-        if self.asked.slopes is not None and self.slope_scale is not None:
-            slope = mesh.evaluate(shared_derivative(mesh, fit.nodes), self.asked.trajectory, self.asked.time)
-            slope_error = _root_mean_square(slope - self.asked.slopes)
+        if self.slope_scale is not None:
             parts = np.concatenate([parts, slope_error / self.slope_scale])
         error = float(np.sqrt(np.nanmean(parts**2))) if np.isfinite(parts).any() else np.inf
         self.tried.append(Candidate(order, elements, error))

@@ -9,14 +9,13 @@ from typing import Any
 
 import numpy as np
 import torch
-from snet_cli.data.checkpoint_file import save_checkpoint
-from snet_cli.data.trajectory_file import load_with_notes
-from snet_cli.workflows.provenance import provenance
 
 from snet_cli import __version__
+from snet_cli.data.checkpoint_file import save_checkpoint
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.storage import check_output
 from snet_cli.data.trajectories import Trajectories
+from snet_cli.data.trajectory_file import load_with_notes
 from snet_cli.errors import NumericalError, UsageError
 from snet_cli.training.delta import Delta
 from snet_cli.training.loop import FitResult, Limits, Progress, run
@@ -24,7 +23,8 @@ from snet_cli.training.options import ITERATION_LIMITS, FitOptions
 from snet_cli.training.problem import Problem
 from snet_cli.workflows.honest_end import RolloutScore, rollout_score
 from snet_cli.workflows.metrics_file import MetricsFile
-from snet_cli.workflows.reporter import Reporter, Tick
+from snet_cli.workflows.provenance import provenance
+from snet_cli.workflows.reporter import Reporter, Silent, Tick
 from snet_cli.workflows.resources import choose_device, peak_memory_mb, set_threads
 from snet_cli.workflows.trained_model import to_checkpoint
 from snet_cli.workflows.training_setup import (
@@ -64,13 +64,13 @@ class _Data:
 def fit(
     train: str,
     output: str,
-    options: FitOptions,
-    common: CommonOptions,
+    options: FitOptions | None = None,
+    common: CommonOptions | None = None,
     *,
     force: bool = False,
     dry_run: bool = False,
     metrics: str | None = None,
-    report: Reporter,
+    report: Reporter | None = None,
 ) -> dict[str, Any]:
     """Train a model on a trajectory file and write the checkpoint.
 
@@ -98,6 +98,7 @@ def fit(
         Any of the tree; nothing is written then.
     """
     started = time.perf_counter()
+    options, common, report = options or FitOptions(), common or CommonOptions(), report or Silent()
     if not dry_run:
         check_output(output, force)
     set_threads(common.threads)

@@ -7,6 +7,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+from snet_cli.data.trajectories import Trajectories
+from snet_cli.forecasting.rollout import rollout
+from snet_cli.workflows.reporter import Reporter
+from snet_cli.workflows.trained_model import TrainedModel
+
 
 @dataclass(frozen=True)
 class RolloutScore:
@@ -14,3 +21,14 @@ class RolloutScore:
 
     mse: float | None
     diverged: int
+
+
+def rollout_score(trained: TrainedModel, data: Trajectories, device: torch.device, report: Reporter) -> RolloutScore:
+    """Forecast every trajectory from its start over its whole recording, and score it."""
+    forecast = rollout(trained.forecast_model(device), data, should_stop=report.should_stop)
+    if forecast.diverged:
+        report.note(
+            f"{forecast.diverged} of {len(forecast)} forecasts over the data's own horizon do not reach its end; "
+            "the scores are over the rest."
+        )
+    return RolloutScore(forecast.mse, forecast.diverged)

@@ -12,12 +12,12 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from snet_cli.data.checkpoint_file import Checkpoint
-from snet_cli.forecasting.rollout import ForecastModel
 from torch import Tensor
 
+from snet_cli.data.checkpoint_file import Checkpoint
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.errors import CheckpointError, SnetError, UsageError
+from snet_cli.forecasting.rollout import ForecastModel
 from snet_cli.models.base import Model, StateSpace
 from snet_cli.models.options import MODEL_OPTIONS
 from snet_cli.models.registry import build_model
@@ -163,7 +163,7 @@ def to_checkpoint(
         contract=contract,
         state=state,
         normalization={"centre": trained.centre, "scale": trained.scale, "start": trained.start},
-        extra={"history": {"history": history}},
+        extra={"history": {"loss": history}},
         title=title,
         provenance=provenance,
         model_source=None if trained.source is None else trained.source.text,

@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 import torch
-from pydantic import ValidationError
 
-from snet_cli.config import explain_validation
+from snet_cli.config import models as config
+from snet_cli.config.models import model_reference
 from snet_cli.data.constants import known_constants
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.errors import DataError
-from snet_cli.models.options import MODEL_OPTIONS, MlpOptions, ModelOptions
-from snet_cli.models.registry import MODELS, build_model, check_name, default_model, state_space
+from snet_cli.models.options import MlpOptions, ModelOptions
+from snet_cli.models.registry import MODELS, build_model, default_model, state_space
 from snet_cli.models.user import UserSource, read_source
 from snet_cli.training.node_inputs import inputs_at_nodes
 from snet_cli.training.options import FitOptions
@@ -62,20 +62,12 @@ def choose_model(options: FitOptions, data: Trajectories) -> ModelChoice:
     UsageError
         If the name or an option of it does not exist.
     """
-    named: Any = options.model or {}
-    tree: dict[str, Any] = dict(named) if isinstance(named, dict) else {"name": named}
+    reference = model_reference(options.model)
     system = None if data.system is None else str(data.system.get("name"))
-    reference = str(tree.pop("name", None) or default_model(system))
-    source = None
-    if ":" in reference:
-        source = read_source(reference)
-        reference = "user"
-    name = check_name(reference)
-    try:
-        model_options = MODEL_OPTIONS[name].model_validate(tree)
-    except ValidationError as error:
-        raise explain_validation(error, MODEL_OPTIONS[name], prefix="model") from error
-    return ModelChoice(name, model_options, {"name": name, **model_options.model_dump(mode="json")}, source)
+    model_options = config.model_options(options.model, default_model(system))
+    source = None if reference is None else read_source(reference)
+    tree = model_options.model_dump(mode="json")
+    return ModelChoice(str(tree["name"]), model_options, tree, source)
 
 
 def lay_out(choice: ModelChoice, data: Trajectories) -> StateLayout:

@@ -1,0 +1,136 @@
+"""`snet evaluate`: checkpoint + trajectory file -> forecast, scores, pictures."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from snet_cli.data.checkpoint_file import load_checkpoint_with_notes
+from snet_cli.data.options import CommonOptions
+from snet_cli.data.storage import check_output, write_atomic
+from snet_cli.data.trajectories import Trajectories
+from snet_cli.data.trajectory_file import load_with_notes, save_trajectories
+from snet_cli.errors import CheckpointError
+from snet_cli.evaluation.csv_out import forecast_csv
+from snet_cli.evaluation.options import EvaluateOptions
+from snet_cli.evaluation.plots import check_folder, write_pictures
+from snet_cli.evaluation.report import build_report
+from snet_cli.forecasting.rollout import Forecast, rollout
+from snet_cli.forecasting.windows import Windows, plan_windows
+from snet_cli.models.user import read_source
+from snet_cli.workflows.provenance import history_line, provenance
+from snet_cli.workflows.reporter import Reporter, Silent
+from snet_cli.workflows.resources import choose_device, set_threads
+from snet_cli.workflows.trained_model import TrainedModel, from_checkpoint
+
+
+def evaluate(
+    model: str,
+    test: str,
+    output: str | None = None,
+    options: EvaluateOptions | None = None,
+    common: CommonOptions | None = None,
+    *,
+    force: bool = False,
+    dry_run: bool = False,
+    report: Reporter | None = None,
+) -> dict[str, Any]:
+    """Forecast the trajectories of a file with a model and score the forecasts.
+
+    Parameters
+    ----------
+    model, test : str
+        Paths of the checkpoint and of the trajectory file; "-" reads stdin.
+    output : str, optional
+        Forecast as a trajectory file, or as CSV where the name ends so; "-" writes the file to stdout.
+    force : bool
+        Overwrite existing outputs.
+    dry_run : bool
+        Check everything, forecast nothing.
+
+    Returns
+    -------
+    dict
+        The JSON of DESIGN, section 4.
+
+    Raises
+    ------
+    SnetError
+        Any of the tree; nothing is written then.
+    """
+    started = time.perf_counter()
+    options, common, report = options or EvaluateOptions(), common or CommonOptions(), report or Silent()
+    set_threads(common.threads)
+    device = choose_device(common.device)
+    loaded = load_checkpoint_with_notes(model, max_bytes=common.max_bytes)
+    if loaded.checkpoint.kind != "model":
+        raise CheckpointError(
+            f"{model}: holds the state of an unfinished run, not a model.", "Finish it: snet fit ... --resume"
+        )
+    source = None if options.model is None else read_source(options.model)
+    trained = from_checkpoint(loaded.checkpoint, model, source)
+    data_file = load_with_notes(test, max_bytes=common.max_bytes, allow_missing_channels=True)
+    for note in (*loaded.notes, *data_file.notes):
+        report.note(note)
+    data = data_file.trajectories if options.split is None else data_file.trajectories.of_split(options.split)
+    trained.check_fits(data)
+    windows = plan_windows(data, horizon=options.horizon, from_every=options.from_every)
+    if output is not None:
+        check_output(output, force)
+    if options.plot is not None and not dry_run:
+        check_folder(options.plot, force)
+    if dry_run:
+        return _plan(trained, data, windows)
+    forecast = rollout(
+        trained.forecast_model(device),
+        data,
+        windows,
+        init_window=options.init_window,
+        integrator=options.integrator,
+        rtol=options.rtol,
+        atol=options.atol,
+        should_stop=report.should_stop,
+    )
+    record = provenance(
+        "evaluate",
+        {**options.model_dump(mode="json"), **common.model_dump(mode="json")},
+        parents={"model": loaded.sha256, "test": data_file.sha256},
+    )
+    if output is not None:
+        _write(output, forecast, record, (loaded.checkpoint.history, data.history), force)
+    history = loaded.checkpoint.extra.get("history", {}).get("loss")
+    pictures = [] if options.plot is None else write_pictures(options.plot, forecast, history, force)
+    summary = build_report(
+        forecast,
+        integrator=options.integrator,
+        trajectories=len(data),
+        seconds=time.perf_counter() - started,
+        output=output,
+        pictures=tuple(str(path) for path in pictures),
+    )
+    return {"command": "evaluate", **summary.to_json()}
+
+
+def _plan(trained: TrainedModel, data: Trajectories, windows: Windows) -> dict[str, Any]:
+    """What `--dry-run` prints."""
+    return {
+        "command": "evaluate",
+        "dry_run": True,
+        "model": trained.model_options["name"],
+        "trajectories": len(data),
+        "forecasts": len(windows),
+        "horizon": windows.horizon,
+        "times": int(np.sum(windows.row_size)),
+    }
+
+
+def _write(output: str, forecast: Forecast, record: dict[str, Any], earlier: tuple[str, ...], force: bool) -> None:
+    """The forecast as a trajectory file, or as a table."""
+    if output.lower().endswith(".csv"):
+        write_atomic(output, forecast_csv(forecast), force)
+        return
+    predicted = replace(forecast.trajectories, provenance=record, history=history_line(record, earlier))
+    save_trajectories(output, predicted, force)
