@@ -46,7 +46,10 @@ FOLDS = 5
 """A fifth of the samples is held out ..."""
 
 FEW_SAMPLES = 4000
-"""... and up to this many samples each fifth in turn: a single draw of a few samples would decide by chance."""
+"""... and up to this many samples each fifth in turn: a single draw of a few samples would decide by chance ..."""
+
+VERY_FEW_SAMPLES = 60
+"""... and up to this many, every sample in turn."""
 
 SELECTION_SAMPLES = 20_000
 """Samples that the search looks at: whole trajectories, the first ones."""
@@ -154,10 +157,12 @@ class _Search:
         self.jumps = None if jumps is None else jumps[:few]
         change = np.flatnonzero(np.diff(part.trajectory))
         run = RUN_LENGTH if count.max() >= DENSE else 1
-        fold = np.repeat(np.random.default_rng([seed, 0xE1E]).permutation(part.time.size // run + 1) % FOLDS, run)
+        folds = part.time.size if part.time.size <= VERY_FEW_SAMPLES else FOLDS
+        fold = np.repeat(np.random.default_rng([seed, 0xE1E]).permutation(part.time.size // run + 1) % folds, run)
         fold = fold[: part.time.size]
         fold[np.concatenate([[0], change, change + 1, [part.time.size - 1]])] = -1  # ends would be extrapolated
-        used = range(FOLDS if part.time.size <= FEW_SAMPLES else 1)
+        used = [k for k in range(folds) if (fold == k).any()]
+        used = used if part.time.size <= FEW_SAMPLES else used[:1]
         self.folds = [(part.subset(fold != k), part.subset(fold == k)) for k in used]
         self.scale = channel_scales(part.values)[1] if scale is None else scale
         self.slope_scale = slope_scale

@@ -29,6 +29,8 @@ class Delta:
         L of step 0, which δ-SNet does not change.
     held_out : Problem, optional
         Step 0 of held-out data, in the training data's scales.
+    prior : float
+        λ of a Gaussian prior on θ: what is minimised is R + λ|θ|². Zero in the paper.
     """
 
     name = "delta"
@@ -40,8 +42,10 @@ class Delta:
         options: ThetaStepOptions,
         misfit: float,
         held_out: Problem | None = None,
+        prior: float = 0.0,
     ) -> None:
         self.model = model
+        self.prior = prior
         self.misfit = misfit
         self.residual = Residual(problem, model)
         self.held_out_residual = None if held_out is None else Residual(held_out, model)
@@ -50,7 +54,14 @@ class Delta:
         if model.solve_in_closed_form(problem.node_data()):
             self.solved = True
         else:
-            self.theta = build_theta_step(options, model, self.residual)
+            self.theta = build_theta_step(options, model, self._objective if prior > 0 else self.residual)
+
+    def _penalty(self) -> Tensor:
+        return self.prior * torch.stack([(p * p).sum() for p in self.model.parameters()]).sum()
+
+    def _objective(self) -> Tensor:
+        """R + λ|θ|²."""
+        return self.residual() + self._penalty()
 
     @property
     def evaluations(self) -> int:
@@ -64,6 +75,9 @@ class Delta:
                 residual = float(self.residual())
         else:
             residual = self.theta.step()
+            if self.prior > 0:
+                with torch.no_grad():
+                    residual -= float(self._penalty())
         return Step(residual, self.misfit, residual)
 
     def held_out(self) -> Tensor | None:

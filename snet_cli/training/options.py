@@ -49,6 +49,10 @@ class FitOptions(BaseModel):
         default=None, description="Whether x(t0) is held at the file's x0; unset: known where the file has it."
     )
     scaled: bool = Field(default=True, description="Scale each state's residual by 1/rms of its derivative.")
+    prior: Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        default="auto",
+        description="λ of the term λ|θ|² beside R; auto: what the noise of the data leaves in ẋ, per equation.",
+    )
     theta_step: ThetaStepOptions = Field(default=ThetaStepOptions(), description="How the weights move.")
 
 
@@ -56,6 +60,7 @@ PAPER_PRESET: dict[str, Any] = {
     "order": 14,
     "elements": 1,
     "scaled": False,
+    "prior": 0.0,
     "theta_step": {"name": "adam", "rate": 1e-2},
 }
 """`--preset paper`: what Quaglino et al. 2020 (Sec. 5) used; a flag given beside it wins."""

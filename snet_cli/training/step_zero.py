@@ -15,7 +15,14 @@ from numpy.typing import NDArray
 
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.errors import DataError
-from snet_cli.spectral.fitting import Samples, SeriesFit, channel_scales, fit_series, shared_derivative
+from snet_cli.spectral.fitting import (
+    Samples,
+    SeriesFit,
+    channel_scales,
+    fit_series,
+    orthonormal_scale,
+    shared_derivative,
+)
 from snet_cli.spectral.mesh import Mesh, build_mesh
 from snet_cli.spectral.selection import Selection, choose_discretisation
 from snet_cli.training.node_inputs import jump_times
@@ -40,6 +47,8 @@ class StepZero:
         Root mean square error of each output at its samples.
     noise : ndarray, shape (d,)
         Held-out error of each output: an estimate of its noise; NaN where nothing was held out.
+    rate_variance : ndarray, shape (n,)
+        What that noise leaves in ẋ: mean square error of each state's derivative on the nodes.
     condition, penalty : float
         As in `SeriesFit`.
     notes : tuple of str
@@ -52,6 +61,7 @@ class StepZero:
     misfit: float
     error: FloatArray
     noise: FloatArray
+    rate_variance: FloatArray
     condition: float
     penalty: float
     notes: tuple[str, ...]
@@ -116,7 +126,8 @@ def step_zero(
     nodes = _all_states(mesh, fit, layout, channels)
     error, misfit = _misfit(data, mesh, nodes, layout, scaled_misfit)
     counts, notes = _elements_that_count(fit)
-    return StepZero(mesh, nodes, counts, misfit, error, noise, fit.condition, fit.penalty, notes)
+    variance = _rate_variance(mesh, samples, layout, channels, _sample_noise(data, mesh, error, noise))
+    return StepZero(mesh, nodes, counts, misfit, error, noise, variance, fit.condition, fit.penalty, notes)
 
 
 def _require_two_samples(data: Trajectories) -> None:
@@ -239,6 +250,48 @@ def _misfit(
     scale = channel_scales(data.outputs)[1] if scaled else np.ones(data.outputs.shape[1])
     error = np.sqrt(square.sum(0) / np.maximum(mask.sum(0), 1))
     return error, float((square / scale**2).sum() / max(int(mask.any(1).sum()), 1))
+
+
+def _sample_noise(data: Trajectories, mesh: Mesh, error: FloatArray, held_out: FloatArray) -> FloatArray:
+    """σ of each output (d,): its residual over the degrees of freedom left, or the held-out error where that is less.
+
+    The held-out error alone would count what a coarse discretisation misses as noise of the data.
+    """
+    samples = np.isfinite(data.outputs).sum(0)
+    left = np.maximum(samples - mesh.elements * mesh.basis.order - mesh.trajectories, 1)
+    noise = error * np.sqrt(samples / left)
+    return np.where(np.isfinite(held_out), np.minimum(noise, held_out), noise)
+
+
+def _rate_variance(
+    mesh: Mesh, samples: Samples, layout: StateLayout, channels: _Channels, noise: FloatArray
+) -> FloatArray:
+    """Mean square error (n,) that noise of the samples leaves in each state's derivative.
+
+    In the orthonormal basis the normal matrix of many samples tends to their number n_e times the identity, hence the
+    coefficients have variance σ² / n_e, and the k-th derivative on the nodes has on average
+    ``σ² / n_e (2/h)^{2k} Σ_q w_q/2 Σ_i (φ_i^{(k)}(τ_q))²``. A velocity that is q' takes k = 2 for its own derivative.
+    """
+    basis = mesh.basis
+    element, _ = mesh.locate(samples.trajectory, samples.time)
+    count = np.bincount(element, minlength=mesh.elements)
+    share = np.where(count > 0, mesh.width, 0.0)
+    rows = basis.M * orthonormal_scale(basis.order)
+    variance = np.zeros(len(layout.states))
+    state_of = [int(np.flatnonzero(row)[0]) for row in layout.observation]
+    gains = []
+    for k in (1, 2):
+        rows = basis.differentiation @ rows
+        gain = 0.5 * float((basis.weights[:, None] * rows**2).sum())
+        per_element = gain * (2.0 / mesh.width) ** (2 * k) / np.maximum(count, 1)
+        gains.append(float((share * per_element).sum() / share.sum()))
+    for output in channels.fitted:
+        variance[state_of[output]] = noise[output] ** 2 * gains[0]
+        if output in channels.slope_of:
+            variance[state_of[channels.slope_of[output]]] = noise[output] ** 2 * gains[1]
+    for v, q in layout.derived:
+        variance[v] = variance[q] * gains[1] / gains[0]
+    return variance
 
 
 def _elements_that_count(fit: SeriesFit) -> tuple[NDArray[np.bool_], tuple[str, ...]]:

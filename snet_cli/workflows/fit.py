@@ -244,7 +244,14 @@ def _train(
 ) -> FitResult:
     """Run the method to one of its limits; the model in `setup` holds the result."""
     problem, held_out, patience = _held_out(setup, data, options, common, device)
-    method = Delta(problem, setup.trained.model, options.theta_step, setup.step_zero.misfit, held_out)
+    method = Delta(
+        problem,
+        setup.trained.model,
+        options.theta_step,
+        setup.step_zero.misfit,
+        held_out,
+        prior_strength(setup) if options.prior == "auto" else options.prior,
+    )
     closed_form = method.theta is None
     deadline = math.inf
     if options.max_time is not None:
@@ -262,6 +269,18 @@ def _train(
         report.progress(_tick(progress, limits))
 
     return run(method, limits, each, report.should_stop)
+
+
+def prior_strength(setup: Setup) -> float:
+    """λ of λ|θ|²: the residual that the samples' noise leaves even with the true f, per scalar equation.
+
+    R is then σ² times a chi-square of that many degrees of freedom over their number, and R + λ|θ|² the log of the
+    posterior under weights of standard deviation one (MacKay 1992). Noise-free data gives next to no prior.
+    """
+    zero = setup.step_zero
+    scale = setup.problem.scale.cpu().numpy()
+    equations = zero.mesh.elements * zero.mesh.basis.order * scale.size
+    return float((scale**2 * zero.rate_variance).sum() / equations)
 
 
 def _tick(progress: Progress, limits: Limits) -> Tick:
