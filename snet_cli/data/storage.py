@@ -278,6 +278,8 @@ def _sync_folder(folder: str) -> None:
 def _resolve(path: str | Path) -> str:
     """The absolute path with symbolic links followed."""
     text = os.fspath(path)
+    if "\0" in text:
+        raise OSError(errno.EINVAL, "the name holds a NUL")
     if not os.path.basename(text):
         raise OSError(errno.EISDIR, "is a directory")
     return os.path.realpath(text)
