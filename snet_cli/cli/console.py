@@ -178,6 +178,11 @@ def columns(rows: Sequence[Sequence[str]], right: bool = True) -> list[str]:
     return lines
 
 
+def with_unit(name: str, units: Mapping[str, str]) -> str:
+    """``x [m]``; the name alone where no unit is stated."""
+    return f"{name} [{units[name]}]" if units.get(name) else name
+
+
 def quoted(name: str) -> str:
     """A file name as a shell takes it."""
     return shlex.quote(name)

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from snet_cli.cli import flags
-from snet_cli.cli.console import duration, number, quoted
+from snet_cli.cli.console import columns, duration, number, quoted
 from snet_cli.cli.flags import Text, flag
 from snet_cli.cli.session import RunOptions, counted, needed, open_session
 from snet_cli.cli.signals import finishing_first
@@ -80,15 +80,25 @@ def command(
     return stop.exit_code if result.get("status") == "stopped" else 0
 
 
+ENDINGS = {
+    "converged": "converged after {}",
+    "iterations": "ended at the limit of {}",
+    "max-time": "ended at the time limit after {}",
+    "stopped": "stopped after {}",
+    "diverged": "diverged after {}; the last finite model was kept",
+}
+"""What a status means, in words."""
+
+
 def _lines(result: Mapping[str, Any]) -> list[str]:
     if result.get("dry_run"):
-        return [f"{key}: {value}" for key, value in result.items() if key not in ("command", "dry_run")]
+        return _plan_lines(result)
     loss, validation = result["loss"], result["validation"]
+    ending = ENDINGS[result["status"]].format(counted(result["iterations"], "iteration"))
     lines = [
         f"{result['method']}, {result['model']} with {counted(result['parameters'], 'parameter')}, "
         f"order {result['order']}, {counted(result['elements'], 'element')}",
-        f"{result['status']} after {counted(result['iterations'], 'iteration')} of "
-        f"{number(result['ms_per_iteration'])} ms; {duration(result['seconds'])} in all",
+        f"{ending}, {number(result['ms_per_iteration'])} ms each; {duration(result['seconds'])} in all",
         f"residual {number(loss['residual'])}, misfit {number(loss['misfit'])}, total {number(loss['total'])}",
         f"train mse {number(result['train_mse'])} ({result['train_diverged']} diverged)",
     ]
@@ -98,3 +108,13 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
             f"best at iteration {validation['best_iteration']}"
         )
     return lines
+
+
+def _plan_lines(result: Mapping[str, Any]) -> list[str]:
+    """The plan of a dry run: what would be trained, and what step 0 found in each channel."""
+    plain = {key: value for key, value in result.items() if isinstance(value, str | int | float) and key != "dry_run"}
+    lines = [f"{key}: {value}" for key, value in plain.items() if key != "command"]
+    lines += ["model: " + " ".join(f"{key}={value}" for key, value in dict(result["model"]).items())]
+    rows = [["channel", "error of step 0", "noise"]]
+    rows += [[name, number(one["error"]), number(one["noise"])] for name, one in result["step_zero"].items()]
+    return [*lines, *columns(rows)]

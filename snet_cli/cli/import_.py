@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from snet_cli.cli import flags
-from snet_cli.cli.console import number, quoted
+from snet_cli.cli.console import number, quoted, with_unit
 from snet_cli.cli.flags import Text, flag
 from snet_cli.cli.session import counted, joined, needed, open_session
 from snet_cli.data.options import ImportOptions
@@ -76,15 +76,11 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
     lines = [
         f"{counted(result['trajectories'], 'trajectory', 'trajectories')}, {counted(result['samples'], 'sample')}, "
         f"every {number(result['sampling_interval'])} {result['time_unit']}",
-        f"states {joined([_with_unit(name, units) for name in result['states']])}; "
-        f"inputs {joined([_with_unit(name, units) for name in result['inputs']])}",
+        f"states {joined([with_unit(name, units) for name in result['states']])}; "
+        f"inputs {joined([with_unit(name, units) for name in result['inputs']])}",
     ]
     gaps = [f"{name} {count}" for name, count in missing.items() if count]
     lines += [f"missing values: {joined(gaps)}"] if gaps else []
     if result["split"] is not None:
         lines.append("split: " + ", ".join(f"{name} {count}" for name, count in result["split"].items()))
     return lines
-
-
-def _with_unit(name: str, units: Mapping[str, str]) -> str:
-    return f"{name} [{units[name]}]" if units.get(name) else name

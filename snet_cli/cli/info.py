@@ -8,9 +8,10 @@ from typing import Annotated, Any
 import typer
 
 from snet_cli.cli import flags
-from snet_cli.cli.console import columns, number
+from snet_cli.cli.console import columns, number, with_unit
 from snet_cli.cli.flags import Switch, Text
 from snet_cli.cli.session import counted, needed, open_session
+from snet_cli.config.strict_yaml import flow
 from snet_cli.workflows.info import broken_rules, info
 
 EXAMPLES = (
@@ -67,9 +68,8 @@ def _data_lines(result: Mapping[str, Any]) -> list[str]:
         rows.append([one["name"], one["unit"], *values, str(one["missing"]), number(one["noise_std"])])
     lines += columns(rows)
     for one in result["inputs"]:
-        unit = f" [{one['unit']}]" if one["unit"] else ""
         about = f"{one['samples']} samples" if "samples" in one else f"{counted(one['harmonics'], 'harmonic')}"
-        lines.append(f"input {one['name']}{unit}: {one['intersample']}, {about}")
+        lines.append(f"input {with_unit(one['name'], {one['name']: one['unit']})}: {one['intersample']}, {about}")
     known = [name for name, held in (("truth", result["truth"]), ("x0", result["x0"] is not None)) if held]
     lines += [f"also known: {', '.join(known)}"] if known else []
     for key in ("split", "system", "parameters"):
@@ -79,9 +79,17 @@ def _data_lines(result: Mapping[str, Any]) -> list[str]:
 
 
 def _model_lines(result: Mapping[str, Any]) -> list[str]:
-    return [
-        f"{result['checkpoint']}: {counted(result['entries'], 'number')} in {counted(len(result['state']), 'array')}",
-        *(f"  {name}: {tuple(array['shape'])} {array['dtype']}" for name, array in result["state"].items()),
-        *(f"{key}: {value}" for key, value in result["contract"].items()),
-        *(f"{key}: {value}" for key, value in result["config"].items()),
+    contract, config = result["contract"], result["config"]
+    units = contract.get("units", {})
+    lines = [
+        f"{result['checkpoint']}: {counted(result['entries'], 'number')} in {counted(len(result['state']), 'array')}"
     ]
+    for key in ("states", "outputs", "inputs"):
+        if contract.get(key):
+            lines.append(f"{key}: {', '.join(with_unit(name, units) for name in contract[key])}")
+    for key, tree in (("model", contract.get("model")), *config.items()):
+        if isinstance(tree, Mapping):
+            told = {name: value for name, value in tree.items() if value not in (None, [], {}, "")}
+            shown = [f"{name}={flow(value)}" for name, value in told.items() if key == "model" or name != "model"]
+            lines.append(f"{key}: {' '.join(shown)}")
+    return lines
