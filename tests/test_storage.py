@@ -9,6 +9,8 @@ import pickle
 import stat
 import subprocess
 import sys
+import threading
+import time
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -93,6 +95,22 @@ def test_large_files_name_the_flag(tmp_path: Path) -> None:
 def test_endless_files_end() -> None:
     with pytest.raises(DataError, match="is not an HDF5 file"):
         read_image("/dev/zero")
+
+
+def test_pipes_by_name_are_read_however_slowly_they_are_written(tmp_path: Path) -> None:
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+
+    def write() -> None:
+        with open(pipe, "wb", buffering=0) as stream:
+            for start in (0, 3, 5000):
+                stream.write(HDF5[start : {0: 3, 3: 5000}.get(start)])
+                time.sleep(0.02)
+
+    writer = threading.Thread(target=write)
+    writer.start()
+    assert read_image(pipe) == HDF5
+    writer.join()
 
 
 class Standard:

@@ -37,6 +37,10 @@ CHUNK_BYTES = 1 << 20
 MAX_TEXT = 60_000
 """Bytes of text in an attribute; HDF5 can hold 64 kB."""
 
+BORROW_IMAGE = 0x2 | 0x4
+"""HDF5 reads our bytes where they are (H5LT_FILE_IMAGE_DONT_COPY, DONT_RELEASE): half the memory. They must outlive
+the file, which `open_content` closes before it returns."""
+
 DIMENSION_ONLY = "This is a netCDF dimension but not a netCDF variable. {size:9d}"
 """What netCDF-4 calls a scale that stands for a length only, so that no program shows it as a variable."""
 
@@ -115,7 +119,7 @@ def open_content(
     """
     check_signature(image[:4096], label, error)
     with _translated(label, "its structure", error):
-        file = h5py.File(h5f.open_file_image(image, flags=0))
+        file = h5py.File(h5f.open_file_image(image, flags=BORROW_IMAGE))
     try:
         with _translated(label, "its structure", error):
             guard.inspect(file, len(image), max_bytes)

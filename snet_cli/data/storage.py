@@ -14,6 +14,7 @@ import stat
 import sys
 from collections.abc import Sequence
 from contextlib import suppress
+from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
@@ -30,6 +31,8 @@ TEMPORARY = ".snet-{pid}-{random}.tmp"
 """Name of temporary files: short, so that targets may use all 255 bytes of a name."""
 
 BLOCK = 1 << 22
+HEAD = 1 << 16
+"""Bytes by which a file is judged before the rest is read."""
 
 PICKLE_HINT = "Such files can run code when they are read, so snet never does. Export the numbers: snet import --help"
 
@@ -71,10 +74,15 @@ def read_image(
             return _read_stream(sys.stdin.buffer, label, max_bytes, error)
         if os.path.isdir(path):
             raise error(f"{label}: is a directory, expected a file.", "Name the file inside it.")
-        with open(path, "rb") as stream:
-            size = os.fstat(stream.fileno()).st_size
-            _check_size(size, label, max_bytes, error)
-            return _read_stream(stream, label, max_bytes, error)
+        with open(path, "rb", buffering=0) as stream:
+            found = os.fstat(stream.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                return _read_stream(BufferedReader(stream), label, max_bytes, error)
+            check_signature(stream.read(HEAD), label, error)
+            _check_size(found.st_size, label, max_bytes, error)
+            stream.seek(0)
+            image = stream.read(found.st_size)  # in one piece: no second copy in memory
+            return image if len(image) == found.st_size else image + stream.read()
     except FileNotFoundError:
         raise error(f"{label}: no such file.", "Check the path.") from None
     except (OSError, ValueError) as problem:  # ValueError: a NUL in the path
@@ -90,7 +98,9 @@ def _check_size(size: int, label: str, max_bytes: int, error: type[DataError | C
         )
 
 
-def _read_stream(stream: BinaryIO, label: str, max_bytes: int, error: type[DataError | CheckpointError]) -> bytes:
+def _read_stream(
+    stream: BinaryIO | BufferedReader, label: str, max_bytes: int, error: type[DataError | CheckpointError]
+) -> bytes:
     """The stream's bytes; its first block is judged before the rest is read, so endless streams end early."""
     blocks = [stream.read(BLOCK)]
     check_signature(blocks[0], label, error)
