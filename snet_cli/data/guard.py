@@ -154,9 +154,9 @@ def _inspect_dataset(dataset: h5d.DatasetID, name: str, walk: _Walk) -> None:
     if layout == h5d.CHUNKED:
         declared = max(declared, _inspect_chunks(dataset, plan.get_chunk(), shape, item, name))
     stored = dataset.get_storage_size()
-    _inspect_size(declared, stored, name, walk)
-    if layout != h5d.CHUNKED and stored < declared:
+    if layout != h5d.CHUNKED and stored < declared <= walk.max_bytes:
         raise RefusedError(f"'{name}' declares {declared} bytes but stores {stored}.", "Write all its values.")
+    _inspect_size(declared, stored, name, walk)
 
 
 def _inspect_filters(plan: Any, name: str) -> None:

@@ -77,7 +77,8 @@ def read_image(
         with open(path, "rb", buffering=0) as stream:
             found = os.fstat(stream.fileno())
             if not stat.S_ISREG(found.st_mode):
-                return _read_stream(BufferedReader(stream), label, max_bytes, error)
+                with BufferedReader(stream) as pipe:
+                    return _read_stream(pipe, label, max_bytes, error)
             check_signature(stream.read(HEAD), label, error)
             _check_size(found.st_size, label, max_bytes, error)
             stream.seek(0)
