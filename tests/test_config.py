@@ -7,7 +7,8 @@ from hypothesis import strategies as st
 
 from snet_cli.config.layers import Sources, resolve
 from snet_cli.config.models import model_options, model_reference
-from snet_cli.config.strict_yaml import dump, load, load_flow, scalar
+from snet_cli.config.scalars import dump, scalar
+from snet_cli.config.strict_yaml import load, load_flow
 from snet_cli.data.options import CommonOptions, ImportOptions, parse_size
 from snet_cli.errors import UsageError
 from snet_cli.models.options import LinearOptions, MlpOptions, UserOptions

@@ -11,7 +11,7 @@ from snet_cli.cli import flags
 from snet_cli.cli.console import columns, number, with_unit
 from snet_cli.cli.flags import Switch, Text
 from snet_cli.cli.session import counted, needed, open_session
-from snet_cli.config.strict_yaml import flow
+from snet_cli.config.scalars import flow
 from snet_cli.workflows.info import broken_rules, info
 
 EXAMPLES = (

@@ -12,7 +12,7 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from snet_cli.cli.console import Console
 from snet_cli.config.layers import Resolved, Sources, resolve
-from snet_cli.config.strict_yaml import dump
+from snet_cli.config.scalars import dump
 from snet_cli.data.options import CommonOptions
 from snet_cli.errors import SnetError, UsageError
 

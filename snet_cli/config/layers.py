@@ -15,7 +15,6 @@ from typing import Any, NamedTuple, TypeVar
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 
-from snet_cli.config import strict_yaml
 from snet_cli.config.explain import (
     Labels,
     explain,
@@ -25,7 +24,7 @@ from snet_cli.config.explain import (
     unknown_key,
     wrong_value,
 )
-from snet_cli.config.models import check_model_tree
+from snet_cli.config.scalars import flow, scalar
 from snet_cli.errors import UsageError
 
 Options = TypeVar("Options", bound=BaseModel)
@@ -118,6 +117,8 @@ def resolve(sources: Sources, classes: Sequence[type[BaseModel]], keys: frozense
     preset = _preset(sources, layers, fields)
     tree, labels = _merged([preset, *layers])
     if "model" in fields and is_tree(fields["model"]) and isinstance(tree.get("model"), dict):
+        from snet_cli.config.models import check_model_tree  # commands without a model need not load theirs
+
         check_model_tree(tree["model"], labels)
     return Resolved({cls: _build(cls, tree, fields, labels) for cls in classes}, frozenset(fields))
 
@@ -130,6 +131,8 @@ def read_config(name: str) -> dict[str, Any]:
     UsageError
         If it is missing, unreadable or holds anything but a mapping.
     """
+    from snet_cli.config import strict_yaml  # PyYAML costs 30 ms, which most commands need not wait for
+
     try:
         with Path(name).open("rb") as stream:
             data = stream.read(strict_yaml.MAX_BYTES + 1)
@@ -173,20 +176,22 @@ def _of_command_line(sources: Sources, fields: Mapping[str, FieldInfo]) -> list[
             flag = "--" + key.replace("_", "-")
             given = _flag_value(value, fields[key]) if isinstance(value, str) else value
             found += _settings((key,), given, flag, fields)
+    if sources.sets:
+        from snet_cli.config.strict_yaml import load_flow  # see read_config
     for text in sources.sets:
         key, equals, written = text.partition("=")
         path = tuple(part.strip() for part in key.split("."))
         if not equals or not all(path):
             raise UsageError(f"--set '{text}' is no key=value.", "Write for example --set model.hidden=[16]")
         label = f"--set {'.'.join(path)}"
-        found += _settings(path, strict_yaml.load_flow(written, label), label, fields)
+        found += _settings(path, load_flow(written, label), label, fields)
     seen: dict[tuple[str, ...], Setting] = {}
     for setting in found:
         other = seen.setdefault(setting.path, setting)
         if other.value != setting.value:
             raise UsageError(
                 f"{other.label} and {setting.label} give one option two values: "
-                f"{strict_yaml.flow(other.value)} and {strict_yaml.flow(setting.value)}.",
+                f"{flow(other.value)} and {flow(setting.value)}.",
                 "Leave one of them out.",
             )
     return found
@@ -198,7 +203,7 @@ def _flag_value(text: str, info: FieldInfo) -> Any:
         return text
     if takes_flag(info) and text.lower() in ("0", "1", "yes", "no", "on", "off"):
         return text.lower() in ("1", "yes", "on")
-    value = strict_yaml.scalar(text)
+    value = scalar(text)
     return text if value is None else value
 
 
@@ -240,7 +245,7 @@ def _merged(layers: Sequence[Sequence[Setting]]) -> tuple[dict[str, Any], Labels
             held = inner.get(key)
             if held is not None and not isinstance(held, dict):
                 name = ".".join(setting.path[: depth + 1])
-                raise UsageError(f"{setting.label}: '{name}' is {strict_yaml.flow(held)}, expected a mapping.")
+                raise UsageError(f"{setting.label}: '{name}' is {flow(held)}, expected a mapping.")
             inner[key] = dict(held or {})
             inner = inner[key]
         inner[setting.path[-1]] = copy.deepcopy(setting.value)

@@ -64,7 +64,7 @@ PositiveTime = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 class CommonOptions(BaseModel):
     """What every command has, as far as it makes sense there."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid")
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True)
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="Seed of every random stream.")
     device: Literal["auto", "cpu", "cuda"] = Field(
@@ -87,7 +87,7 @@ class CommonOptions(BaseModel):
 class ImportOptions(BaseModel):
     """How the columns of recordings become trajectories."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", coerce_numbers_to_str=True)
+    model_config = ConfigDict(frozen=True, extra="forbid", defer_build=True, coerce_numbers_to_str=True)
 
     states: Listing = Field(default="", description="Columns that are states: x,y or name=column or x=X,Y,yaw.")
     inputs: Listing = Field(default="", description="Columns that are inputs, written like --states.")
