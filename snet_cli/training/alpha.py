@@ -1,0 +1,199 @@
+"""α-SNet (Quaglino et al. 2020, Alg. 2): alternate steps on the trajectories and on the weights until γL + R ≤ δ.
+
+while γL(Mx) + R(Mx, θ) > δ:
+    N_x times:  x <- step on γL(Mx) + R(Mx, θ)      (`state_step`)
+    N_t times:  θ <- step on R(Mx, θ)                (`theta_step`)
+
+In a θ-step x is fixed, so that whatever in f does not depend on θ is computed once per phase.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from snet_cli.models.base import Model
+from snet_cli.training.alpha_options import AlphaOptions
+from snet_cli.training.gamma import NoiseLevelGamma
+from snet_cli.training.lbfgs import LbfgsStep
+from snet_cli.training.method import Step
+from snet_cli.training.options import ThetaStepOptions
+from snet_cli.training.problem import Problem, Residual
+from snet_cli.training.relaxed import RelaxedProblem, misfit, nodes_of
+from snet_cli.training.relaxed_score import RelaxedScorer
+from snet_cli.training.robust import huber_weight
+from snet_cli.training.state_step import DEFAULT_MEMORY, build_state_step
+from snet_cli.training.theta_step import AdamStep, ThetaStep, build_theta_step
+
+
+class Alpha:
+    """α-SNet, resumable between any two steps.
+
+    Parameters
+    ----------
+    problem : Problem
+        Step 0 of the training data, all elements.
+    relaxed : RelaxedProblem
+        The same with the samples (`relaxed.relax`).
+    model : Model
+    options : AlphaOptions
+    theta : ThetaStepOptions
+    gamma : float or NoiseLevelGamma
+        γ, or what adapts it to the noise level while training.
+    held_out : RelaxedScorer, optional
+        Scores θ on held-out trajectories without solving the ODE.
+    threshold : Tensor, shape (d,), optional
+        Huber's threshold of each output; squared errors unless given.
+    seed : int
+        Keys the perturbation of the initial trajectories.
+    memory : int
+        Bytes that the x-step's blocks may take.
+
+    Notes
+    -----
+    A model with a closed form (`linear`) is solved in every θ-phase instead of stepped.
+    """
+
+    name = "alpha"
+
+    def __init__(
+        self,
+        problem: Problem,
+        relaxed: RelaxedProblem,
+        model: Model,
+        options: AlphaOptions,
+        theta: ThetaStepOptions,
+        *,
+        gamma: float | NoiseLevelGamma = 3.0,
+        held_out: RelaxedScorer | None = None,
+        threshold: Tensor | None = None,
+        seed: int = 0,
+        memory: int = DEFAULT_MEMORY,
+    ) -> None:
+        self.problem, self.relaxed, self.model, self.options = problem, relaxed, model, options
+        self.gamma_rule = gamma if isinstance(gamma, NoiseLevelGamma) else None
+        self.gamma = gamma.value if isinstance(gamma, NoiseLevelGamma) else gamma
+        self.scorer = held_out
+        self.threshold = threshold
+        self.measured = relaxed.observed.weight
+        self.iteration = 0
+        nodes = nodes_of(problem) + perturbation(relaxed, options.perturbation, seed)
+        self.states = build_state_step(
+            options.state_step, relaxed, model, nodes, own=options.own_descent, memory=memory
+        )
+        self.residual = Residual(self._problem_at(nodes), model)
+        self.closed_form = model.solve_in_closed_form(self._problem_at(nodes).node_data())
+        self.theta: ThetaStep | None = None if self.closed_form else build_theta_step(theta, model, self._loss)
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of J or R with derivatives so far."""
+        return self.states.evaluations + (self.iteration if self.theta is None else self.theta.evaluations)
+
+    @property
+    def nodes(self) -> Tensor:
+        """X as node values, shape (N, P, n)."""
+        return self.states.nodes
+
+    def step(self) -> Step:
+        """One iteration: N_x steps on x, then N_t on θ; θ alone while it warms up."""
+        self.iteration += 1
+        if self.iteration > self.options.warm_up or self.closed_form:
+            self._move_states()
+        residual = self._move_theta()
+        error = float(misfit(self.states_problem, self.nodes).sum())
+        if self.gamma_rule is not None and self.iteration > self.options.warm_up:
+            total = self.gamma * error + residual
+            self.gamma = self.gamma_rule.update(error)
+            return Step(residual, error, total)
+        return Step(residual, error, self.gamma * error + residual)
+
+    @property
+    def states_problem(self) -> RelaxedProblem:
+        """The relaxed problem with the weights of the last x-step."""
+        return self.relaxed
+
+    def held_out(self) -> Tensor | None:
+        """J of the held-out trajectories, their X minimising Eq. 4 with θ fixed (Sec. 7)."""
+        if self.scorer is None:
+            return None
+        return torch.tensor(self.scorer.score(self.model, self.gamma).total)
+
+    def _move_states(self) -> None:
+        if self.threshold is not None:
+            weight = self.measured * huber_weight(self.relaxed.error(self.nodes), self.threshold)
+            self.relaxed = self.relaxed.with_weight(weight)
+            self.states.use(self.relaxed)
+        for _ in range(self.options.state_step.steps):
+            self.states.step(self.gamma)
+
+    def _move_theta(self) -> float:
+        """N_t steps on R with x fixed; returns R after them."""
+        fixed = self._problem_at(self.nodes)
+        if self.closed_form:
+            self.model.solve_in_closed_form(fixed.node_data())
+        self.residual = Residual(fixed, self.model)
+        value = float("nan")
+        if self.theta is not None:
+            if isinstance(self.theta, LbfgsStep):
+                self.theta.gradient = None  # R changed with x; the curvature pairs stay a good guess
+            for _ in range(self.options.theta_steps):
+                value = self.theta.step()
+        if self.theta is None or isinstance(self.theta, AdamStep):
+            with torch.no_grad():
+                value = float(self.residual())
+        return value
+
+    def _loss(self) -> Tensor:
+        return self.residual()
+
+    def _problem_at(self, nodes: Tensor) -> Problem:
+        """The problem on the current X; every element counts, those in gaps too."""
+        return replace(
+            self.problem,
+            x=nodes.flatten(0, 1),
+            derivative=self.relaxed.slope(nodes).flatten(0, 1),
+            weight=self.relaxed.quadrature.flatten(),
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs beside θ and the options: X, dampings, γ, the optimiser's memory."""
+        saved = {f"states.{name}": value for name, value in self.states.state().items()}
+        saved["progress"] = torch.tensor([float(self.iteration), self.gamma], dtype=torch.float64)
+        if isinstance(self.theta, LbfgsStep):
+            saved |= {"theta.S": self.theta.S, "theta.Y": self.theta.Y}
+        elif isinstance(self.theta, AdamStep):
+            for number, moments in self.theta.optimizer.state_dict()["state"].items():
+                saved |= {f"theta.{number}.{name}": value for name, value in moments.items()}
+        return saved
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Continue from what `state` returned, on a model with the θ of that moment."""
+        self.states.restore({k.removeprefix("states."): v for k, v in state.items() if k.startswith("states.")})
+        self.iteration, self.gamma = int(state["progress"][0]), float(state["progress"][1])
+        if self.gamma_rule is not None:
+            self.gamma_rule.value = self.gamma
+        if isinstance(self.theta, LbfgsStep):
+            self.theta.S, self.theta.Y = state["theta.S"], state["theta.Y"]
+        elif isinstance(self.theta, AdamStep):
+            moments: dict[int, dict[str, Tensor]] = {}
+            for key, value in state.items():
+                if key.startswith("theta."):
+                    _, number, name = key.split(".")
+                    moments.setdefault(int(number), {})[name] = value
+            whole = self.theta.optimizer.state_dict()
+            self.theta.optimizer.load_state_dict({**whole, "state": moments})
+
+
+def perturbation(relaxed: RelaxedProblem, bound: float, seed: int) -> Tensor:
+    """ξ ~ U(-bound, bound), one draw per trajectory and state, as an offset of all its nodes: shape (N, 1, n).
+
+    An offset of all node values is one of the constant coefficient. A state whose x(t0) is known keeps its trajectory.
+    """
+    shape = tuple(relaxed.known_start.shape)
+    draw = np.random.default_rng([seed, 0xA1FA]).uniform(-bound, bound, shape) if bound else np.zeros(shape)
+    offset = torch.from_numpy(draw).to(relaxed.scale.device) * ~relaxed.known_start
+    return offset[relaxed.trajectory][:, None, :]

@@ -1,0 +1,311 @@
+"""The relaxed problem J = γL + R over trajectories and weights (Quaglino et al. 2020, eq. 4), on sampled data.
+
+``R = Σ_b (T_b / ΣT) Σ_q w_q |s ⊙ (ẋ - f)(t_q)|²`` at the nodes, and
+``L = Σ ((y - C x(t_k)) / c)² / K`` over the observed values, K the number of sample times that hold any value, c one
+scale per channel. The series is evaluated at the sample times; no time is snapped to a node. L and R are sums over
+trajectories, which share nothing but θ: the functions below return one number per trajectory.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from snet_cli.data.trajectories import Trajectories
+from snet_cli.models.base import Model
+from snet_cli.spectral.fitting import channel_scales
+from snet_cli.spectral.legendre import legendre_values
+from snet_cli.spectral.mesh import Mesh
+from snet_cli.training.problem import Problem
+from snet_cli.training.state_jacobian import evaluate
+
+FloatArray = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Observations:
+    """Samples of all trajectories as linear functions of node values, ordered by trajectory.
+
+    Attributes
+    ----------
+    trajectory, element : Tensor of int, shape (K,)
+    rows : Tensor, shape (K, P)
+        Lagrange polynomials of the element at the sample: x(t_k) = Σ_q rows[k, q] x_q.
+    values : Tensor, shape (K, d)
+        y; 0 where it was not measured.
+    weight : Tensor, shape (K, d)
+        1 where it was measured, else 0; between them under a robust loss.
+    channel : Tensor, shape (d,)
+        1 / (c² K): what one unit of squared error costs.
+    """
+
+    trajectory: Tensor
+    element: Tensor
+    rows: Tensor
+    values: Tensor
+    weight: Tensor
+    channel: Tensor
+
+
+@dataclass(frozen=True)
+class RelaxedProblem:
+    """Everything that L and R need but x and θ; float64 tensors on one device.
+
+    Attributes
+    ----------
+    mesh : Mesh
+        Of all trajectories, also where this is only a part of them.
+    trajectory : Tensor of int, shape (N,)
+        Which trajectory each element belongs to.
+    trajectories : int
+        B.
+    t, u : Tensor, shapes (N, P), (N, P, m + c)
+        Time since the trajectory's start; inputs, then known constants, one-sided per element.
+    quadrature : Tensor, shape (N, P)
+        (T_b / ΣT) w_q: sums to 1. Elements in gaps of the data count like all others.
+    rate : Tensor, shape (N,)
+        2 / h, from dτ to dt.
+    differentiation : Tensor, shape (P, P)
+        Node values -> dx/dτ.
+    scale : Tensor, shape (n,)
+        s.
+    observation : Tensor, shape (d, n)
+        C of y = C x.
+    observed : Observations
+    known_start : Tensor of bool, shape (B, n)
+        States whose x(t0) is given: no step may move them.
+    misfit_share, residual_share : Tensor, shape (B,)
+        K_b / K and T_b / ΣT.
+    """
+
+    mesh: Mesh
+    trajectory: Tensor
+    trajectories: int
+    t: Tensor
+    u: Tensor
+    quadrature: Tensor
+    rate: Tensor
+    differentiation: Tensor
+    scale: Tensor
+    observation: Tensor
+    observed: Observations
+    known_start: Tensor
+    misfit_share: Tensor
+    residual_share: Tensor
+
+    @property
+    def first_elements(self) -> Tensor:
+        """The first element of each trajectory, shape (B,)."""
+        return torch.searchsorted(self.trajectory, torch.arange(self.trajectories, device=self.trajectory.device))
+
+    def slope(self, nodes: Tensor) -> Tensor:
+        """ẋ at the nodes, one-sided per element: (N, P, n) -> (N, P, n)."""
+        return (self.differentiation @ nodes) * self.rate[:, None, None]
+
+    def defect(self, model: Model, nodes: Tensor) -> Tensor:
+        """ẋ - f at the nodes, shape (N, P, n)."""
+        return self.slope(nodes) - evaluate(model, self.t, nodes, self.u)
+
+    def error(self, nodes: Tensor) -> Tensor:
+        """C x - y at the samples, shape (K, d); meaningless where nothing was measured."""
+        seen = self.observed
+        at_samples = (seen.rows[:, None, :] @ nodes[seen.element])[:, 0]  # (K, n)
+        return at_samples @ self.observation.T - seen.values
+
+    def select(self, chosen: Tensor) -> RelaxedProblem:
+        """The part of some trajectories (ascending numbers), with the weights they have in the whole."""
+        local = torch.full((self.trajectories,), -1, device=chosen.device)
+        local[chosen] = torch.arange(chosen.numel(), device=chosen.device)
+        elements = torch.nonzero(local[self.trajectory] >= 0)[:, 0]
+        place = torch.full((self.trajectory.numel(),), -1, device=chosen.device)
+        place[elements] = torch.arange(elements.numel(), device=chosen.device)
+        samples = torch.nonzero(local[self.observed.trajectory] >= 0)[:, 0]
+        seen = self.observed
+        part = Observations(
+            local[seen.trajectory[samples]],
+            place[seen.element[samples]],
+            seen.rows[samples],
+            seen.values[samples],
+            seen.weight[samples],
+            seen.channel,
+        )
+        return self._part(elements, chosen, part, local)
+
+    def between(self, begin: int, end: int) -> RelaxedProblem:
+        """Trajectories `begin` to `end`, as views."""
+        bounds = torch.tensor([begin, end], device=self.trajectory.device)
+        e0, e1 = torch.searchsorted(self.trajectory, bounds).tolist()
+        seen = self.observed
+        k0, k1 = torch.searchsorted(seen.trajectory, bounds).tolist()
+        samples = slice(k0, k1)
+        part = Observations(
+            seen.trajectory[samples] - begin,
+            seen.element[samples] - e0,
+            seen.rows[samples],
+            seen.values[samples],
+            seen.weight[samples],
+            seen.channel,
+        )
+        return self._part(slice(e0, e1), slice(begin, end), part, None)
+
+    def _part(
+        self, elements: Tensor | slice, chosen: Tensor | slice, observed: Observations, local: Tensor | None
+    ) -> RelaxedProblem:
+        own = self.trajectory[elements]
+        known = self.known_start[chosen]
+        return replace(
+            self,
+            trajectory=own - chosen.start if isinstance(chosen, slice) else own if local is None else local[own],
+            trajectories=known.shape[0],
+            t=self.t[elements],
+            u=self.u[elements],
+            quadrature=self.quadrature[elements],
+            rate=self.rate[elements],
+            observed=observed,
+            known_start=known,
+            misfit_share=self.misfit_share[chosen],
+            residual_share=self.residual_share[chosen],
+        )
+
+    def with_weight(self, weight: Tensor) -> RelaxedProblem:
+        """The same with other sample weights (K, d), which robust losses change between steps."""
+        return replace(self, observed=replace(self.observed, weight=weight))
+
+
+def misfit(relaxed: RelaxedProblem, nodes: Tensor) -> Tensor:
+    """Each trajectory's part of L, shape (B,): (K_b / K) L_b. Masked samples have no influence whatever."""
+    seen = relaxed.observed
+    cost = (seen.weight * seen.channel * relaxed.error(nodes) ** 2).sum(1)
+    return torch.zeros_like(relaxed.misfit_share).index_add(0, seen.trajectory, cost)
+
+
+def residual(relaxed: RelaxedProblem, model: Model, nodes: Tensor) -> Tensor:
+    """Each trajectory's part of R, shape (B,): (T_b / ΣT) R_b. Differentiable in the node values and in θ."""
+    return weighted_square(relaxed, relaxed.defect(model, nodes))
+
+
+def weighted_square(relaxed: RelaxedProblem, defect: Tensor) -> Tensor:
+    """Each trajectory's Σ_q w_q |s ⊙ defect|², from (N, P, n) to (B,)."""
+    cost = (relaxed.quadrature[:, :, None] * (relaxed.scale * defect) ** 2).sum((1, 2))
+    return torch.zeros_like(relaxed.residual_share).index_add(0, relaxed.trajectory, cost)
+
+
+def objective(relaxed: RelaxedProblem, model: Model, nodes: Tensor, gamma: float) -> Tensor:
+    """J_b = γ (K_b / K) L_b + (T_b / ΣT) R_b of each trajectory, shape (B,); their sum is J = γL + R."""
+    return gamma * misfit(relaxed, nodes) + residual(relaxed, model, nodes)
+
+
+def channel_scale(outputs: FloatArray, noise: FloatArray | None, *, scaled: bool) -> FloatArray:
+    """C of L, shape (d,).
+
+    The standard deviation of each channel; where all noise levels are known, proportional to them with mean
+    (std / c)² = 1, so that γ keeps its meaning; 1 in the paper's presets.
+
+    Parameters
+    ----------
+    outputs : ndarray, shape (obs, d)
+        NaN = not measured.
+    noise : ndarray, shape (d,), optional
+        Known standard deviations of the noise.
+    scaled : bool
+        False: c = 1.
+    """
+    if not scaled:
+        return np.ones(outputs.shape[1])
+    deviation = channel_scales(outputs)[1]
+    if noise is None or not (np.isfinite(noise) & (noise > 0)).all():
+        return deviation
+    ratio: FloatArray = noise * np.sqrt(np.mean((deviation / noise) ** 2))
+    return ratio
+
+
+def known_noise(noise_std: Mapping[str, float], names: tuple[str, ...]) -> FloatArray | None:
+    """Noise levels in the order of the channels, shape (d,); None unless the file states all of them."""
+    levels = np.array([noise_std.get(name, np.nan) for name in names])
+    return levels if np.isfinite(levels).all() and (levels > 0).all() else None
+
+
+def known_start_mask(data: Trajectories, states: tuple[str, ...]) -> tuple[NDArray[np.bool_], FloatArray]:
+    """Which x(t0) the file knows, and their values (0 elsewhere); both shape (B, n)."""
+    values = np.full((len(data), len(states)), np.nan)
+    for column, name in enumerate(states):
+        if data.x0 is not None and name in data.state_names:
+            values[:, column] = data.x0[:, data.state_names.index(name)]
+    known = np.isfinite(values)
+    return known, np.where(known, values, 0.0)
+
+
+def relax(
+    problem: Problem,
+    data: Trajectories,
+    channels: FloatArray,
+    *,
+    known_start: NDArray[np.bool_] | None = None,
+) -> RelaxedProblem:
+    """The relaxed problem on the discretisation of `problem`.
+
+    Parameters
+    ----------
+    problem : Problem
+        All elements of the data (not a held-out part), in the order of its mesh.
+    data : Trajectories
+        The samples; their outputs are `problem.layout.outputs`.
+    channels : ndarray, shape (d,)
+        c, see `channel_scale`.
+    known_start : ndarray of bool, shape (B, n), optional
+        States held at x(t0); all free unless given.
+    """
+    mesh, device = problem.mesh, problem.t.device
+    N, P = mesh.elements, mesh.basis.order + 1
+    columns = [data.output_names.index(name) for name in problem.layout.outputs]
+    share = mesh.horizon / mesh.horizon.sum()
+    observed = _observations(mesh, data, columns, channels, device)
+    holds = torch.bincount(observed.trajectory[observed.weight.any(1)], minlength=mesh.trajectories)
+    if known_start is None:
+        known_start = np.zeros((mesh.trajectories, problem.scale.numel()), bool)
+    return RelaxedProblem(
+        mesh=mesh,
+        trajectory=torch.from_numpy(mesh.trajectory).to(device),
+        trajectories=mesh.trajectories,
+        t=problem.t.reshape(N, P),
+        u=problem.u.reshape(N, P, -1),
+        quadrature=torch.from_numpy(mesh.node_weights() * share[mesh.trajectory][:, None]).to(device),
+        rate=torch.from_numpy(2.0 / mesh.width).to(device),
+        differentiation=torch.from_numpy(mesh.basis.differentiation.copy()).to(device),
+        scale=problem.scale,
+        observation=torch.from_numpy(problem.layout.observation).to(device),
+        observed=observed,
+        known_start=torch.from_numpy(known_start).to(device),
+        misfit_share=holds.double() / max(int(holds.sum()), 1),
+        residual_share=torch.from_numpy(share).to(device),
+    )
+
+
+def _observations(
+    mesh: Mesh, data: Trajectories, columns: list[int], channels: FloatArray, device: torch.device
+) -> Observations:
+    outputs = data.outputs[:, columns]
+    mask = np.isfinite(outputs)
+    keep = mask.any(1)  # times that hold no value at all
+    trajectory = data.trajectory_of_row()[keep]
+    element, tau = mesh.locate(trajectory, data.time[keep])
+    rows = legendre_values(tau, mesh.basis.order) @ mesh.basis.M_inverse
+    count = max(int(keep.sum()), 1)
+    return Observations(
+        torch.from_numpy(trajectory).to(device),
+        torch.from_numpy(element).to(device),
+        torch.from_numpy(rows).to(device),
+        torch.from_numpy(np.where(mask, outputs, 0.0)[keep]).to(device),
+        torch.from_numpy(mask[keep].astype(np.float64)).to(device),
+        torch.from_numpy(1.0 / (channels**2 * count)).to(device),
+    )
+
+
+def nodes_of(problem: Problem) -> Tensor:
+    """Step 0's node values (N, P, n) as a tensor of their own on the problem's device."""
+    return torch.from_numpy(problem.nodes).to(problem.t.device).clone()

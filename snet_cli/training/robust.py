@@ -1,0 +1,116 @@
+"""Huber's loss (Huber 1964) by reweighting, for outliers: in step 0 and in the x-step.
+
+``ρ(r) = r² for |r| ≤ k, else 2k|r| - k²`` is touched from above by ``w r² + const`` with w = min(1, k / |r|) at the
+current r, so that a step that lowers the weighted squares lowers Huber's loss (iteratively reweighted least squares).
+Step 0 needs no weights: replacing y by ``C x + clip(y - C x, ±k)`` and fitting again has the same fixed point (the
+method of modified residuals, Huber & Ronchetti 2009, sec. 7.8). The threshold k is 1.345 robust standard deviations
+of a channel's errors, for 95 % efficiency on Gaussian noise, and stays fixed once it is known.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from snet_cli.data.trajectories import Trajectories
+from snet_cli.training.state_layout import StateLayout
+from snet_cli.training.step_zero import StepZero
+
+FloatArray = NDArray[np.float64]
+
+TUNING = 1.345
+"""Threshold in standard deviations."""
+
+MAD_TO_STD = 1.4826
+"""Median absolute deviation to standard deviation of a Gaussian."""
+
+ROUNDS, SETTLED = 30, 1e-3
+"""Most repetitions of step 0, and the change of the errors, in thresholds, that ends them."""
+
+
+def huber_weight(error: Tensor, threshold: Tensor) -> Tensor:
+    """Weights min(1, k / |r|) of squared errors (K, d), thresholds (d,)."""
+    return (threshold / error.abs().clamp_min(1e-300)).clamp_max(1.0)
+
+
+def huber_threshold(error: FloatArray) -> FloatArray:
+    """Threshold k of each channel, shape (d,), from errors (obs, d) with NaN where nothing was measured."""
+    magnitude = np.abs(np.where(np.isfinite(error), error, np.nan))
+    spread = np.array([np.median(m[np.isfinite(m)]) if np.isfinite(m).any() else 0.0 for m in magnitude.T])
+    largest = np.nanmax(np.where(np.isfinite(magnitude), magnitude, 0.0), axis=0, initial=0.0)
+    threshold: FloatArray = TUNING * MAD_TO_STD * spread
+    return np.where(threshold > 1e-9 * largest, threshold, np.where(largest > 0, largest, 1.0))
+
+
+def robust_step_zero(
+    fit: Callable[[Trajectories, int | None, int | None], StepZero],
+    data: Trajectories,
+    layout: StateLayout,
+) -> tuple[StepZero, FloatArray]:
+    """Step 0 under Huber's loss.
+
+    Parameters
+    ----------
+    fit : callable
+        Step 0 of given data, order and elements (None = choose).
+    data : Trajectories
+    layout : StateLayout
+
+    Returns
+    -------
+    zero : StepZero
+        Its `misfit` and `error` are those of the clipped samples.
+    threshold : ndarray, shape (d,)
+
+    Notes
+    -----
+    Outliers spoil the choice of order and elements too, so that it is made again once they are clipped.
+    """
+    zero = fit(data, None, None)
+    threshold = huber_threshold(_error(zero, data, layout))
+    for choose_again in (True, False):
+        zero, threshold = _settle(fit, data, layout, zero)
+        if choose_again:
+            zero = fit(_clipped(data, _error(zero, data, layout), threshold), None, None)
+    return zero, threshold
+
+
+def _settle(
+    fit: Callable[[Trajectories, int | None, int | None], StepZero],
+    data: Trajectories,
+    layout: StateLayout,
+    zero: StepZero,
+) -> tuple[StepZero, FloatArray]:
+    """Repeat step 0 on clipped samples, order and elements fixed, until the errors no longer change."""
+    order, elements = zero.mesh.basis.order, zero.mesh.elements_of_longest
+    error = _error(zero, data, layout)
+    threshold = huber_threshold(error)
+    for _ in range(ROUNDS):
+        threshold = huber_threshold(error)
+        zero = fit(_clipped(data, error, threshold), order, elements)
+        before, error = error, _error(zero, data, layout)
+        if np.nanmax(np.abs(error - before) / threshold, initial=0.0) < SETTLED:
+            break
+    return zero, threshold
+
+
+def _error(zero: StepZero, data: Trajectories, layout: StateLayout) -> FloatArray:
+    """Series minus samples, (obs, d), NaN where nothing was measured."""
+    series = zero.mesh.evaluate(zero.nodes, data.trajectory_of_row(), data.time)
+    difference: FloatArray = series @ layout.observation.T - data.outputs
+    return difference
+
+
+def _clipped(data: Trajectories, error: FloatArray, threshold: FloatArray) -> Trajectories:
+    """The samples moved to within the threshold of the series."""
+    return replace(data, outputs=data.outputs + error - np.clip(error, -threshold, threshold))
+
+
+def as_tensor(threshold: FloatArray, device: torch.device) -> Tensor:
+    """The thresholds for `Alpha`."""
+    return torch.from_numpy(threshold).to(device)
