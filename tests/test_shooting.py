@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -47,7 +48,7 @@ def test_euler_takes_one_step_per_sample_and_per_jump_of_the_input():
     signal = InputSignal.from_inputs(data.inputs, 2)
     x = torch.from_numpy(data.x0)
     visited = {0.0: x}
-    for left, right in zip(grid[:-1], grid[1:], strict=True):
+    for left, right in itertools.pairwise(grid.tolist()):
         time = torch.full((2,), left + 1e-10, dtype=torch.float64)
         x = x + (right - left) * model(time, x, signal.values(time)).detach()
         visited[float(right)] = x
