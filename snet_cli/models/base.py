@@ -120,7 +120,7 @@ def layers(
     """
     modules: list[nn.Module] = []
     for k, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-        layer = nn.utils.skip_init(nn.Linear, fan_in, fan_out, bias=bias, dtype=dtype)
+        layer = nn.Linear(fan_in, fan_out, bias=bias, dtype=dtype, device="meta").to_empty(device="cpu")
         bound = max(fan_in, 1) ** -0.5
         with torch.no_grad():
             for parameter in layer.parameters():

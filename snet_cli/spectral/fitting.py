@@ -116,7 +116,7 @@ def fit_series(mesh: Mesh, samples: Samples, start: FloatArray | None = None, se
     fixed = None if start is None else (start - centre) / scale
     system = _System(mesh, scaled, fixed)
     condition = system.condition()
-    determined = (condition <= ILL_CONDITIONED).all(1)
+    determined: BoolArray = np.all(condition <= ILL_CONDITIONED, axis=1)
     penalty = 0.0
     if not determined.all():
         penalty = _choose_penalty(mesh, scaled, fixed, condition > ILL_CONDITIONED, seed)
@@ -151,7 +151,8 @@ def _choose_penalty(mesh: Mesh, samples: Samples, start: FloatArray | None, pena
     """The strength λ with the smallest error on a fifth of the samples of penalised elements, held out at random."""
     element, _ = mesh.locate(samples.trajectory, samples.time)
     draw = np.random.default_rng([seed, 0x5E7]).random(samples.time.size) < 0.2
-    held = draw & penalised.any(1)[element]
+    open_elements: BoolArray = np.any(penalised, axis=1)
+    held = draw & open_elements[element]
     if held.sum() < 2:
         return 1e-6  # too few to judge: nearly an interpolation by the smoothest polynomial
     kept, asked = samples.subset(~held), samples.subset(held)
@@ -219,10 +220,11 @@ class _System:
         roughness = _roughness(self.mesh.basis)
         for members, blocks in self.blocks:
             A = blocks.A
-            ill = penalised[:, members].any(1)
+            ill: BoolArray = np.any(penalised[:, members], axis=1)
             if ill.any() and penalty > 0:
                 typical = max(float(np.trace(A, axis1=1, axis2=2).mean()), 1.0)
-                A = A + (ill * typical * penalty)[:, None, None] * roughness
+                strength: FloatArray = ill * (typical * penalty)
+                A = A + strength[:, None, None] * roughness
             start = None if self.start is None else self.start[:, members]
             nodes[:, :, members] = _solve_condensed(self.mesh, _Blocks(A, blocks.b), start)
         return nodes

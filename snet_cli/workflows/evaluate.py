@@ -18,6 +18,7 @@ from snet_cli.evaluation.csv_out import forecast_csv
 from snet_cli.evaluation.options import EvaluateOptions
 from snet_cli.evaluation.plots import check_folder, write_pictures
 from snet_cli.evaluation.report import build_report
+from snet_cli.evaluation.requirements import parse_requirements
 from snet_cli.forecasting.rollout import Forecast, rollout
 from snet_cli.forecasting.windows import Windows, plan_windows
 from snet_cli.models.user import read_source
@@ -77,6 +78,7 @@ def evaluate(
         report.note(note)
     data = data_file.trajectories if options.split is None else data_file.trajectories.of_split(options.split)
     trained.check_fits(data)
+    parse_requirements(options.require, trained.layout.outputs)  # a bound that names nothing fails before any work
     windows = plan_windows(data, horizon=options.horizon, from_every=options.from_every)
     if output is not None:
         check_output(output, force)

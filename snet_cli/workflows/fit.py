@@ -23,7 +23,7 @@ from snet_cli.training.options import ITERATION_LIMITS, FitOptions
 from snet_cli.training.problem import Problem
 from snet_cli.workflows.honest_end import RolloutScore, rollout_score
 from snet_cli.workflows.metrics_file import MetricsFile
-from snet_cli.workflows.provenance import provenance
+from snet_cli.workflows.provenance import history_line, provenance
 from snet_cli.workflows.reporter import Reporter, Silent, Tick
 from snet_cli.workflows.resources import choose_device, peak_memory_mb, set_threads
 from snet_cli.workflows.trained_model import to_checkpoint
@@ -47,6 +47,9 @@ FEWEST_ELEMENTS_TO_SHARE = 20
 
 PATIENCE = 100
 """Iterations without a better held-out score after which training has converged."""
+
+SHORTEST_ROLLOUT_LIMIT = 30.0
+"""Seconds that the final rollout may always take."""
 
 ROLLOUT_SHARE = 0.15
 """Share of `--max-time` that is kept back for the final rollout, and half a second more."""
@@ -116,18 +119,21 @@ def fit(
             "the residual is not finite at the very first iteration.",
             "Look at the data with `snet info`, or try another --seed, --order or --elements.",
         )
+    seconds = _rollout_seconds(result, options, started)
     scores = [
-        None if part is None else rollout_score(setup.trained, part, device, report)
+        None if part is None else rollout_score(setup.trained, part, device, report, seconds)
         for part in (data.train, data.validation)
     ]
     summary = _summary(setup, result, options, scores[0], scores[1], data.validation is not None)
-    resolved = {**options.model_dump(mode="json"), "model": setup.choice.tree}
+    resolved = _resolved(options, common, setup, device)
+    record = provenance("fit", resolved, parents=data.parents)
     checkpoint = to_checkpoint(
         setup.trained,
-        {"fit": resolved, "common": common.model_dump(mode="json"), "result": _deterministic(summary)},
+        {"fit": resolved, "result": _deterministic(summary)},
         result.history,
-        provenance("fit", {**resolved, **common.model_dump(mode="json")}, parents=data.parents),
+        record,
         f"{setup.choice.name} model trained by {summary['method']}-SNet",
+        history_line(record, [data.train.history]),
     )
     save_checkpoint(output, checkpoint, force=force)
     seconds = time.perf_counter() - started
@@ -364,9 +370,34 @@ def _summary(
     }
 
 
+def _resolved(options: FitOptions, common: CommonOptions, setup: Setup, device: torch.device) -> dict[str, Any]:
+    """All options that can change the result, with what `auto` and unset ones came to."""
+    mesh = setup.step_zero.mesh
+    return {
+        **options.model_dump(mode="json", exclude={"validation", "max_time"}),
+        "method": "delta",
+        "model": setup.choice.tree,
+        "order": mesh.basis.order,
+        "elements": mesh.elements_of_longest,
+        "iterations": _iterations(options),
+        "seed": common.seed,
+        "dtype": common.dtype,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _rollout_seconds(result: FitResult, options: FitOptions, started: float) -> float:
+    """Time for the final rollouts: what is left of `--max-time`, else as long as training took, at least a while."""
+    if options.max_time is not None:
+        return max(started + options.max_time - time.perf_counter(), 0.1)
+    return max(result.seconds, SHORTEST_ROLLOUT_LIMIT)
+
+
 def _deterministic(summary: dict[str, Any]) -> dict[str, Any]:
     """What of the summary depends on options, data and seed only."""
-    return {key: value for key, value in summary.items() if key not in ("command", "snet")}
+    kept = ("method", "model", "status", "iterations", "best_iteration", "loss", "parameters", "order", "elements")
+    return {key: summary[key] for key in kept}
 
 
 def _finite(value: float) -> float | None:

@@ -5,6 +5,7 @@ A small residual does not promise a good forecast; only a rollout tells. Its err
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import torch
@@ -23,12 +24,23 @@ class RolloutScore:
     diverged: int
 
 
-def rollout_score(trained: TrainedModel, data: Trajectories, device: torch.device, report: Reporter) -> RolloutScore:
-    """Forecast every trajectory from its start over its whole recording, and score it."""
-    forecast = rollout(trained.forecast_model(device), data, should_stop=report.should_stop)
+def rollout_score(
+    trained: TrainedModel, data: Trajectories, device: torch.device, report: Reporter, seconds: float
+) -> RolloutScore:
+    """Forecast every trajectory from its start over its whole recording, and score it.
+
+    Parameters
+    ----------
+    seconds : float
+        Time that this may take: a model that explodes must not cost more than its training did. Forecasts that are
+        still under way then count as not having reached their end.
+    """
+    end = time.perf_counter() + seconds
+    forecast = rollout(trained.forecast_model(device), data, should_stop=lambda: time.perf_counter() > end)
     if forecast.diverged:
+        late = " (its time was up)" if time.perf_counter() > end else ""
         report.note(
-            f"{forecast.diverged} of {len(forecast)} forecasts over the data's own horizon do not reach its end; "
-            "the scores are over the rest."
+            f"{forecast.diverged} of {len(forecast)} forecasts over the data's own horizon do not reach its "
+            f"end{late}; the scores are over the rest. Shorter forecasts may still be good: snet evaluate --horizon."
         )
     return RolloutScore(forecast.mse, forecast.diverged)

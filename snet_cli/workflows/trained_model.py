@@ -139,7 +139,12 @@ def training_statistics(problem: Problem, start_nodes: FloatArray) -> tuple[Floa
 
 
 def to_checkpoint(
-    trained: TrainedModel, config: dict[str, Any], history: FloatArray, provenance: dict[str, Any], title: str
+    trained: TrainedModel,
+    config: dict[str, Any],
+    losses: FloatArray,
+    provenance: dict[str, Any],
+    title: str,
+    history: str,
 ) -> Checkpoint:
     """All of it as arrays and JSON."""
     contract = {
@@ -163,8 +168,9 @@ def to_checkpoint(
         contract=contract,
         state=state,
         normalization={"centre": trained.centre, "scale": trained.scale, "start": trained.start},
-        extra={"history": {"loss": history}},
+        extra={"history": {"loss": losses}},
         title=title,
+        history=history,
         provenance=provenance,
         model_source=None if trained.source is None else trained.source.text,
     )
@@ -210,7 +216,9 @@ def from_checkpoint(checkpoint: Checkpoint, path: str, source: UserSource | None
             str(contract["time_unit"]),
             dict(contract["intersample"]),
             {key: float(value) for key, value in contract["constants"].items()},
-            *(np.asarray(checkpoint.normalization[key], dtype=np.float64) for key in ("centre", "scale", "start")),
+            np.asarray(checkpoint.normalization["centre"], dtype=np.float64),
+            np.asarray(checkpoint.normalization["scale"], dtype=np.float64),
+            np.asarray(checkpoint.normalization["start"], dtype=np.float64),
             source if name == "user" else None,
         )
     except CheckpointError:
