@@ -223,7 +223,7 @@ class _System:
             ill: BoolArray = np.any(penalised[:, members], axis=1)
             if ill.any() and penalty > 0:
                 typical = max(float(np.trace(A, axis1=1, axis2=2).mean()), 1.0)
-                strength: FloatArray = ill * (typical * penalty)
+                strength = np.where(ill, typical * penalty, 0.0)
                 A = A + strength[:, None, None] * roughness
             start = None if self.start is None else self.start[:, members]
             nodes[:, :, members] = _solve_condensed(self.mesh, _Blocks(A, blocks.b), start)
