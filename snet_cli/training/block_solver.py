@@ -66,6 +66,13 @@ class BlockFactor:
         self.left = torch.arange(trajectory.numel(), device=trajectory.device) + trajectory
         trajectories = int(trajectory[-1]) + 1
         self.failed = torch.zeros(trajectories, dtype=torch.bool, device=blocks.device)
+        finite = torch.isfinite(blocks).flatten(1).all(1)
+        if not bool(finite.all()):
+            # one list holds all trajectories: a NaN would reach the neighbours through 0 · NaN
+            self.failed[trajectory[~finite]] = True
+            identity = torch.eye(blocks.shape[1], dtype=blocks.dtype, device=blocks.device)
+            blocks = torch.where(finite[:, None, None], blocks, identity)
+        self.trajectory = trajectory
         inner, right = slice(n, -n), slice(-n, None)
         ends = torch.cat([blocks[:, :, :n], blocks[:, :, right]], 2)  # (N, P n, 2n)
         self.L = self._cholesky(blocks[:, inner, inner], trajectory)
@@ -85,7 +92,7 @@ class BlockFactor:
         """Batched factors; a matrix that has none is replaced by the identity and its trajectory marked as failed."""
         L: Tensor
         L, info = torch.linalg.cholesky_ex(matrices)
-        bad = (info != 0) | ~torch.isfinite(matrices).flatten(1).all(1)
+        bad = info != 0
         if bool(bad.any()):
             self.failed[owner[bad]] = True
             L = torch.where(bad[:, None, None], torch.eye(L.shape[-1], dtype=L.dtype, device=L.device), L)
@@ -94,8 +101,6 @@ class BlockFactor:
     def _reduce(self, D: Tensor, U: Tensor, owner: Tensor) -> list[_Level]:
         levels = []
         while D.shape[0] > 1:
-            # what a failed trajectory left behind must not reach its neighbours in the list
-            U = torch.where(torch.isfinite(U), U, 0.0)
             padded = D.shape[0] % 2 == 0
             if padded:
                 D = torch.cat([D, torch.eye(self.states, dtype=D.dtype, device=D.device)[None]])
@@ -144,6 +149,8 @@ class BlockFactor:
     def _forward(self, right_side: Tensor) -> tuple[Tensor, list[Tensor]]:
         """L⁻¹ b: inner values (N, n (P - 2), r), and one part per level of boundaries."""
         n = self.states
+        if bool(self.failed.any()):
+            right_side = torch.where(self.failed[self.trajectory, None, None], 0.0, right_side)
         inner = torch.linalg.solve_triangular(self.L, right_side[:, n:-n], upper=False)
         ends = torch.cat([right_side[:, :n], right_side[:, -n:]], 1) - self.V.mT @ inner
         b = right_side.new_zeros(int(self.left[-1]) + 2, n, right_side.shape[-1])

@@ -30,7 +30,8 @@ def samples_per_unknown(mesh: Mesh, data: Trajectories) -> NDArray[np.float64]:
     count = np.zeros((mesh.trajectories, data.outputs.shape[1]))
     np.add.at(count, data.trajectory_of_row(), np.isfinite(data.outputs).astype(np.float64))
     unknowns = np.diff(mesh.first_element) * mesh.basis.order + 1
-    return count / unknowns[:, None]
+    ratio: NDArray[np.float64] = count / unknowns[:, None]
+    return ratio
 
 
 def choose_method(

