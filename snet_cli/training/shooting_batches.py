@@ -169,40 +169,17 @@ def batch_trajectories(
         )
     inputs = choose_inputs(data.inputs, input_names)
     constants = torch.as_tensor(known_constants(data, constant_names)) if constant_names else None
-    signal = InputSignal.from_inputs(inputs, len(data), constants, device)
-    clocks = _Clocks.of(data, _jumps(data, inputs.sampled))
     mask = np.isfinite(data.outputs)
     c = scale if scale is not None else channel_scales(data.outputs)[1] if scaled else np.ones(data.outputs.shape[1])
-    weight = mask / c**2 / max(int(mask.any(1).sum()), 1)
-    x0 = initial_states(data, layout, known_start=known_start, start=start)
-    batches = []
-    for group in clocks.groups(union_limit):
-        rows = ragged_rows(data.row_size, group)
-        union = clocks.union(group)
-        owner = np.repeat(np.arange(group.size), data.row_size[group])
-
-        def put(array: FloatArray | IntArray) -> Tensor:
-            return torch.as_tensor(np.ascontiguousarray(array), device=device)
-
-        batches.append(
-            ShootingBatch(
-                put(union.times),
-                put(union.grid),
-                put(x0[group]),
-                BatchInputs(
-                    signal.select(put(group)),
-                    put(data.start[group]),
-                    tuple(union.edges.tolist()),
-                    None if union.last_interval is None else put(union.last_interval),
-                    2.0 * clocks.tolerance,
-                ),
-                put(clocks.place(union.times, clocks.time[rows])),
-                put(owner),
-                put(np.where(mask, data.outputs, 0.0)[rows]),
-                put(weight[rows]),
-            )
-        )
-    return tuple(batches)
+    whole = _DataSet(
+        data,
+        InputSignal.from_inputs(inputs, len(data), constants, device),
+        _Clocks.of(data, _jumps(data, inputs.sampled)),
+        initial_states(data, layout, known_start=known_start, start=start),
+        np.where(mask, data.outputs, 0.0),
+        mask / c**2 / max(int(mask.any(1).sum()), 1),
+    )
+    return tuple(whole.batch(group, device) for group in whole.clocks.groups(union_limit))
 
 
 def initial_states(
@@ -307,6 +284,43 @@ class _Clocks:
         above = np.minimum(np.searchsorted(grid, wanted), grid.size - 1)
         below = np.maximum(above - 1, 0)
         return np.where(wanted - grid[below] <= grid[above] - wanted, below, above)
+
+
+@dataclass(frozen=True)
+class _DataSet:
+    """Everything of a data set that its batches share, one row per trajectory or per sample."""
+
+    data: Trajectories
+    signal: InputSignal
+    clocks: _Clocks
+    x0: FloatArray
+    target: FloatArray
+    weight: FloatArray
+
+    def batch(self, group: IntArray, device: torch.device | str) -> ShootingBatch:
+        """The trajectories of a group on their common times."""
+        row_size = self.data.row_size
+        rows, union = ragged_rows(row_size, group), self.clocks.union(group)
+
+        def put(array: FloatArray | IntArray) -> Tensor:
+            return torch.as_tensor(np.ascontiguousarray(array), device=device)
+
+        return ShootingBatch(
+            times=put(union.times),
+            grid=put(union.grid),
+            x0=put(self.x0[group]),
+            inputs=BatchInputs(
+                signal=self.signal.select(put(group)),
+                start=put(self.data.start[group]),
+                edges=tuple(union.edges.tolist()),
+                last_interval=None if union.last_interval is None else put(union.last_interval),
+                margin=2.0 * self.clocks.tolerance,
+            ),
+            sample_time=put(self.clocks.place(union.times, self.clocks.time[rows])),
+            sample_owner=put(np.repeat(np.arange(group.size), row_size[group])),
+            target=put(self.target[rows]),
+            weight=put(self.weight[rows]),
+        )
 
 
 def _distinct(times: FloatArray, tolerance: float) -> FloatArray:
