@@ -104,17 +104,12 @@ class Alpha:
         if self.iteration > self.options.warm_up or self.closed_form:
             self._move_states()
         residual = self._move_theta()
-        error = float(misfit(self.states_problem, self.nodes).sum())
+        error = float(misfit(self.relaxed, self.nodes).sum())
         if self.gamma_rule is not None and self.iteration > self.options.warm_up:
             total = self.gamma * error + residual
             self.gamma = self.gamma_rule.update(error)
             return Step(residual, error, total)
         return Step(residual, error, self.gamma * error + residual)
-
-    @property
-    def states_problem(self) -> RelaxedProblem:
-        """The relaxed problem with the weights of the last x-step."""
-        return self.relaxed
 
     def held_out(self) -> Tensor | None:
         """J of the held-out trajectories, their X minimising Eq. 4 with θ fixed (Sec. 7)."""

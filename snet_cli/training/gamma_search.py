@@ -14,6 +14,7 @@ from snet_cli.training.alpha import Alpha
 from snet_cli.training.alpha_options import AlphaOptions, Gamma
 from snet_cli.training.gamma import (
     CANDIDATES,
+    START,
     GammaChoice,
     NoiseLevelGamma,
     choose_by_held_out,
@@ -47,6 +48,7 @@ def plan_gamma(
     stated: NDArray[np.float64] | None,
     estimated: NDArray[np.float64] | None,
     search: Callable[[], GammaChoice],
+    exact: bool = False,
 ) -> GammaPlan:
     """Resolve `--gamma`.
 
@@ -57,9 +59,14 @@ def plan_gamma(
         Noise levels from the file (`relaxed.known_noise`) and from dense data (`gamma.estimated_noise`).
     search : callable
         Called only where neither is there: `search_gamma` on this problem.
+    exact : bool
+        Whether step 0's held-out error is below `method_choice.EXACT` of every channel's deviation: then there is no
+        noise to find, and any γ of order 1 serves.
     """
     if option != "auto":
         return GammaPlan(float(option), f"gamma {option:g} as asked for.")
+    if stated is None and exact:
+        return GammaPlan(START, f"gamma {START:g}: step 0 is so exact that the misfit is no noise.")
     noise = estimated if stated is None else stated
     if noise is not None:
         source = "the noise stated in the file" if stated is not None else "the noise that step 0 shows"
