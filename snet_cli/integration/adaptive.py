@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from snet_cli.integration.dopri5 import DORMAND_PRINCE
-from snet_cli.integration.march import March, Problem, root_mean_square
+from snet_cli.integration.march import March, Problem, largest
 
 SAFETY, SHRINK, GROW = 0.9, 0.2, 10.0
 """Fraction of the step that the error estimate allows, and the bounds of its change from step to step."""
@@ -29,14 +29,14 @@ class AdaptiveMarch(March):
     def _first_step(self) -> Tensor:
         """Hairer, Nørsett & Wanner (1993), sec. II.4, with the states' scales in place of x0, which may be zero."""
         size = self.atol + self.rtol * self.x.abs()
-        speed = root_mean_square(self.slope / size)
+        speed = largest(self.slope / size)
         room = torch.minimum(self.next_break, self.final) - self.t
-        trial = 0.01 * root_mean_square(self.problem.scale / size) / speed
+        trial = 0.01 * largest(self.problem.scale / size) / speed
         trial = torch.where(trial.isfinite(), torch.minimum(trial, room), 1e-3 * room)
         probe = self.x + trial[:, None] * self.slope
         slope = self.evaluate(self.t + trial, probe, self.inputs.values(self.t + trial, "left"))
         self.budget -= 1
-        bend = root_mean_square((slope - self.slope) / size) / trial
+        bend = largest((slope - self.slope) / size) / trial
         step = (0.01 / torch.maximum(speed, bend)).pow(1.0 / DORMAND_PRINCE.order)
         step = torch.where(step.isfinite(), torch.minimum(step, 100.0 * trial), trial)
         return torch.maximum(step, 2.0 * self.floor)
@@ -47,11 +47,10 @@ class AdaptiveMarch(March):
         limit = torch.minimum(self.next_break, self.final)
         reaches = self.t + 1.01 * self.step >= limit
         step = torch.where(reaches, limit - self.t, self.step)
-        x, norm, end = self._stages(slopes, step, torch.where(reaches, limit, self.t + step))
-        accepted = norm <= 1.0  # false for NaN
-        finite = norm.isfinite()
+        x, error, end = self._stages(slopes, step, torch.where(reaches, limit, self.t + step))
+        accepted = error <= 1.0
 
-        factor = (SAFETY * norm.pow(-1.0 / DORMAND_PRINCE.order)).nan_to_num(nan=0.0, posinf=GROW).clamp(SHRINK, GROW)
+        factor = (SAFETY * error.pow(-1.0 / DORMAND_PRINCE.order)).clamp(SHRINK, GROW)
         factor = torch.where(self.rejected, factor.clamp(max=1.0), factor)
         proposal = step * factor
         self.step = torch.where(accepted & reaches, torch.maximum(proposal, self.step), proposal)
@@ -62,17 +61,19 @@ class AdaptiveMarch(March):
         self.t = end
         self.x = torch.where(accepted[:, None], x, self.x)
         self.slope = torch.where(accepted[:, None], slopes[-1], self.slope)
-        self.budget = self.budget - (DORMAND_PRINCE.nodes.size - 1)
-        if self.inputs.has_breaks:
-            self.pass_break(accepted & reaches & (self.t >= self.next_break))
-            nonfinite = ~self.slope.isfinite().all(-1)
-        else:
-            nonfinite = torch.zeros_like(accepted)  # the error estimate contains the slope at the step's end
+        self.owed += len(self.weights) - 1
         stuck = self.step < self.floor
-        self.end_rows(stuck & finite, nonfinite | (stuck & ~finite))
+        if self.inputs.has_breaks:  # elsewhere the error estimate contains the slope at the step's end
+            self.pass_break(accepted & reaches & (self.t >= self.next_break))
+            broken = ~self.slope.isfinite().all(-1)
+            stuck, error = stuck | broken, torch.where(broken, torch.inf, error)
+        self.end_rows(stuck, error)
 
     def _stages(self, slopes: Tensor, step: Tensor, end: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Fill the stages k_i; the state at the step's end (N, n), the scaled error (N,) and the time `end` (N,)."""
+        """Fill the stages k_i; the state at the step's end (N, n), the scaled error (N,) and the time `end` (N,).
+
+        An error that is no number counts as infinite.
+        """
         N, n = self.x.shape
         times = torch.addcmul(self.t, self.nodes, step)  # (5, N), c_2 … c_6
         times[-1] = end
@@ -80,12 +81,12 @@ class AdaptiveMarch(March):
         times = times - self.clock
         length = step[:, None]
         slopes[0] = self.slope
+        flat = slopes.view(-1, N * n)
         x = self.x
-        for i in range(1, slopes.shape[0]):
-            mean = self.weights[i, :i] @ slopes[:i].view(i, N * n)
-            x = torch.addcmul(self.x, length, mean.view(N, n))
+        for i in range(1, len(self.weights)):
             at = min(i, 5) - 1  # the last two stages share the end of the step
+            x = torch.addcmul(self.x, length, (self.weights[i] @ flat[:i]).view(N, n))
             slopes[i] = self.call(times[at], x, u[at])
-        error = length * (self.error_weights @ slopes.view(-1, N * n)).view(N, n)
+        error = length * (self.error_weights @ flat).view(N, n)
         size = torch.maximum(self.x.abs(), x.abs()).mul_(self.rtol).add_(self.atol)
-        return x, root_mean_square(error / size), end
+        return x, largest(error / size).nan_to_num_(nan=torch.inf, posinf=torch.inf), end

@@ -49,11 +49,11 @@ class Tableau:
         for array in (self.nodes, self.stages, self.error, self.dense):
             array.setflags(write=False)
         weights = self.stages[-1]
-        if np.any(np.triu(self.stages)) or not np.allclose(self.stages.sum(1), self.nodes, atol=1e-14):
+        if np.any(np.triu(self.stages)) or not np.allclose(self.stages.sum(1), self.nodes, rtol=0.0, atol=1e-13):
             raise ValueError("tableau: not explicit, or a row of a does not sum to its c")
         if self.nodes[-1] != 1.0 or weights[-1] != 0.0:
             raise ValueError("tableau: the last stage is not the first of the next step")
-        if not np.allclose(self.dense.sum(1), weights, atol=1e-13):
+        if not np.allclose(self.dense.sum(1), weights, rtol=0.0, atol=1e-12):
             raise ValueError("tableau: the interpolant does not end at the step's value")
         theta = np.linspace(0.0, 1.0, 5)[:, None]
         checks = [("method", weights, 1.0, self.order), ("embedded", weights - self.error, 1.0, self.order - 1)]
@@ -89,7 +89,8 @@ def order_defect(a: FloatArray, c: FloatArray, b: FloatArray, order: int, theta:
         (5, a @ (a @ c**2), 60),
         (5, a @ (a @ (a @ c)), 120),
     ]
-    return max(abs(float(b @ phi) - theta**size / density) for size, phi, density in trees if size <= order)
+    defects = (abs(float(b @ phi) - theta**size / density) for size, phi, density in trees if size <= order)
+    return max(defects, default=0.0)
 
 
 def _rows(*rows: tuple[Q | int, ...]) -> FloatArray:

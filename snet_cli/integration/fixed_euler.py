@@ -49,11 +49,12 @@ class EulerMarch(March):
         self.x = torch.where(finite[:, None], x, self.x)
         self.t = end
         self.grid = self.grid + (self.t >= target - 1e-9 * self.length)
-        self.budget = self.budget - 1
+        self.owed += 1
         self.slope = self.evaluate(self.t, self.x, self.inputs.values(self.t, "right"))
         if self.inputs.has_breaks:
             self.next_break = torch.where(self.t >= self.next_break, self.inputs.breaks_after(self.t), self.next_break)
-        self.end_rows(torch.zeros_like(finite), ~finite | ~self.slope.isfinite().all(-1))
+        broken = ~(finite & self.slope.isfinite().all(-1))
+        self.end_rows(broken, torch.where(broken, torch.inf, 0.0))
 
     def compact(self) -> None:
         """Drop the rows that have ended."""

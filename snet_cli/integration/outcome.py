@@ -38,6 +38,9 @@ class Tolerances:
     max_evaluations : int
         Evaluations of f per trajectory; every input jump inside the horizon adds 60 to it, because a step must end
         there.
+    patience : int
+        Evaluations of f in any thousandth of a trajectory's horizon, input jumps again apart: where f jumps back and
+        forth across a surface, steps stay tiny without ever getting too small, and a long horizon would take years.
     divergence : float
         Distance from the centre, in scales, beyond which a trajectory counts as diverged.
     """
@@ -45,6 +48,7 @@ class Tolerances:
     rtol: float = 1e-7
     atol: float = 1e-9
     max_evaluations: int = 200_000
+    patience: int = 20_000
     divergence: float = 1000.0
 
 

@@ -52,6 +52,11 @@ class Tape:
         self._used = 0
 
     @property
+    def empty(self) -> bool:
+        """Whether all steps are written."""
+        return self._used == 0
+
+    @property
     def full(self) -> bool:
         """Whether the next step needs a `flush` first."""
         return self._used == self.length

@@ -29,6 +29,9 @@ IntArray = NDArray[np.int64]
 CHUNK = 2000
 """Trajectories integrated at a time: their steps fit into a processor's cache."""
 
+TRUTH_EVALUATIONS = 20_000_000
+"""Evaluations of f per trajectory: a truth may be long, so that only `Tolerances.patience` ends one early."""
+
 
 @dataclass(frozen=True)
 class Simulation:
@@ -165,7 +168,7 @@ def integrate_truth(
     from snet_cli.integration import InputSignal, Outcome, Tolerances, integrate
 
     f = system.derivative(parameters)
-    tolerances = Tolerances(rtol=system.rtol, atol=system.rtol)
+    tolerances = Tolerances(rtol=system.rtol, atol=system.rtol, max_evaluations=TRUTH_EVALUATIONS)
     B, K = times.shape
     states = np.empty((B, K, x0.shape[1]))
     outcome: list[str] = []

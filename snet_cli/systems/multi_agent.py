@@ -19,7 +19,7 @@ from snet_cli.systems.waves import fourier_inputs
 if TYPE_CHECKING:
     from torch import Tensor
 
-TRUTH_RTOL = 1e-9
+TRUTH_RTOL = 1e-10
 HORIZON, SAMPLES = 10.0, 100
 
 
