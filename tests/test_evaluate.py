@@ -152,15 +152,14 @@ def test_a_horizon_beyond_the_sampled_inputs_is_refused_with_the_time(tmp_path, 
     data = recording([t, t], [np.sin(t)[:, None], np.cos(t)[:, None]], ("x",), held([knots, knots], [levels, -levels]))
     save_trajectories("a.h5", data)
     fit("a.h5", "m.h5", FitOptions(model="linear", order=6, elements=4))
-    ran = snet("evaluate", "m.h5", "a.h5", "--horizon", 9)
-    assert ran.code == 3
-    assert " 4" in ran.err
-    assert "9" in ran.err
-    empty = replace(data.select_rows(np.zeros(120, bool)), x0=np.zeros((2, 1)))
-    save_trajectories("u.h5", empty)
-    ran = snet("evaluate", "m.h5", "u.h5", "--horizon", 9)
-    assert ran.code == 3
-    assert ran.err.count("\n") == 2
+    save_trajectories("u.h5", replace(data.select_rows(np.zeros(120, bool)), x0=np.zeros((2, 1))))
+    for file in ("a.h5", "u.h5"):
+        ran = snet("evaluate", "m.h5", file, "--horizon", 9)
+        assert ran.code == 3
+        assert ran.err == (
+            "error: the forecast of '0' needs inputs at t = 9 s, but its last input sample is at t = 4 s; sampled "
+            "inputs are not extrapolated.\nChoose --horizon 4 or less, or record more inputs.\n"
+        )
 
 
 def test_a_file_without_outputs_is_forecast_and_not_scored(linear, snet):
