@@ -23,8 +23,8 @@ if TYPE_CHECKING:
     from snet_cli.workflows.evaluate import evaluate as evaluate
     from snet_cli.workflows.fit import fit as fit
     from snet_cli.workflows.info import info as info
-    from snet_cli.workflows.simulate import simulate as simulate
     from snet_cli.workflows.load import load as load
+    from snet_cli.workflows.simulate import simulate as simulate
 
 __version__ = "0.1.0"
 

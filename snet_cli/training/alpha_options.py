@@ -44,7 +44,6 @@ class AlphaOptions(BaseModel):
         description="Iterations that move the weights alone, as δ-SNet does: a network that knows nothing would only "
         "pull the trajectories away from the data. 0 in the paper's preset.",
     )
-    gamma: Gamma = Field(default=3.0, description="γ, the weight of the misfit (Quaglino et al. 2020, eq. 4).")
     perturbation: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         default=0.0,
         description="Bound of the uniform offset that each state of each trajectory starts with (0.1 in Sec. 5).",
@@ -68,7 +67,6 @@ ALPHA_PAPER_PRESET: dict[str, Any] = {
     "state_step": {"name": "sgd", "rate": 1e-3, "steps": 10},
     "theta_steps": 10,
     "warm_up": 0,
-    "gamma": 3.0,
     "perturbation": 0.1,
     "own_descent": True,
 }

@@ -6,6 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
+from snet_cli.training.alpha_options import Gamma, StateStepOptions
+
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
 
@@ -19,6 +21,7 @@ class ThetaStepOptions(BaseModel):
         default="lbfgs", description="adam: as in the paper; lbfgs: far fewer iterations where all data is one batch."
     )
     rate: Positive = Field(default=1e-2, description="Learning rate of adam; lbfgs has a line search instead.")
+    steps: Count = Field(default=10, description="N_t of alpha: steps on the weights in each iteration.")
 
 
 class FitOptions(BaseModel):
@@ -27,7 +30,9 @@ class FitOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     preset: Literal["paper"] | None = Field(default=None, description="paper: the settings of Quaglino et al. 2020.")
-    method: Literal["auto", "delta"] = Field(default="auto", description="Training method.")
+    method: Literal["auto", "delta", "alpha", "bkpr-euler", "bkpr-dopri5", "adj-euler", "adj-dopri5", "anode"] = Field(
+        default="auto", description="Training method; auto is delta."
+    )
     model: dict[str, Any] | str | None = Field(
         default=None, description="Model: a registry name, FILE.py:Class, or a tree with its options."
     )
@@ -54,6 +59,13 @@ class FitOptions(BaseModel):
         description="λ of the term λ|θ|² beside R; auto: what the noise of the data leaves in ẋ, per equation.",
     )
     theta_step: ThetaStepOptions = Field(default=ThetaStepOptions(), description="How the weights move.")
+    state_step: StateStepOptions = Field(default=StateStepOptions(), description="alpha: how the trajectories move.")
+    gamma: Gamma = Field(
+        default="auto", description="γ of alpha, the weight of the misfit; auto: so that the misfit ends at the noise."
+    )
+    perturbation: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
+        default=0.0, description="alpha: bound of the uniform offset that each state of each trajectory starts with."
+    )
 
 
 PAPER_PRESET: dict[str, Any] = {
@@ -61,9 +73,14 @@ PAPER_PRESET: dict[str, Any] = {
     "elements": 1,
     "scaled": False,
     "prior": 0.0,
-    "theta_step": {"name": "adam", "rate": 1e-2},
+    "theta_step": {"name": "adam", "rate": 1e-2, "steps": 10},
+    "state_step": {"name": "sgd", "rate": 1e-3, "steps": 10},
+    "gamma": 3.0,
+    "perturbation": 0.1,
 }
 """`--preset paper`: what Quaglino et al. 2020 (Sec. 5) used; a flag given beside it wins."""
 
-ITERATION_LIMITS: dict[str, int] = {"delta": 480}
-"""Iterations of the paper's preset by method (DESIGN, section 2)."""
+PAPER_ITERATIONS: dict[str, int] = {"delta": 480, "alpha": 100}
+"""Iterations of the paper's preset by method; the solver methods take `SHOOTING_ITERATIONS`."""
+
+SHOOTING_ITERATIONS = 1200

@@ -27,6 +27,9 @@ from snet_cli.workflows.reporter import Reporter, Silent
 from snet_cli.workflows.resources import choose_device, set_threads
 from snet_cli.workflows.trained_model import TrainedModel, from_checkpoint
 
+EVALUATION_WIDTH = 64
+"""Typical width of a network, by which the work of one evaluation on all trajectories is judged."""
+
 
 def evaluate(
     model: str,
@@ -64,7 +67,6 @@ def evaluate(
     """
     started = time.perf_counter()
     options, common, report = options or EvaluateOptions(), common or CommonOptions(), report or Silent()
-    set_threads(common.threads)
     device = choose_device(common.device)
     loaded = load_checkpoint_with_notes(model, max_bytes=common.max_bytes)
     if loaded.checkpoint.kind != "model":
@@ -79,6 +81,7 @@ def evaluate(
     data = data_file.trajectories if options.split is None else data_file.trajectories.of_split(options.split)
     trained.check_fits(data)
     parse_requirements(options.require, trained.layout.outputs)  # a bound that names nothing fails before any work
+    set_threads(common.threads, len(data) * EVALUATION_WIDTH)
     windows = plan_windows(data, horizon=options.horizon, from_every=options.from_every)
     if output is not None:
         check_output(output, force)

@@ -4,64 +4,33 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 
 from snet_cli import __version__
 from snet_cli.data.checkpoint_file import save_checkpoint
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.storage import check_output
-from snet_cli.data.trajectories import Trajectories
-from snet_cli.data.trajectory_file import load_with_notes
-from snet_cli.errors import NumericalError, UsageError
-from snet_cli.training.delta import Delta
+from snet_cli.errors import NumericalError
+from snet_cli.spectral.mesh import Mesh
 from snet_cli.training.loop import FitResult, Limits, Progress, run
-from snet_cli.training.options import ITERATION_LIMITS, FitOptions
-from snet_cli.training.problem import Problem
+from snet_cli.training.options import FitOptions
+from snet_cli.workflows.fit_data import FitData, load_fit_data
 from snet_cli.workflows.honest_end import RolloutScore, rollout_score
+from snet_cli.workflows.methods import Ingredients, Training, build_training
 from snet_cli.workflows.metrics_file import MetricsFile
 from snet_cli.workflows.provenance import history_line, provenance
 from snet_cli.workflows.reporter import Reporter, Silent, Tick
 from snet_cli.workflows.resources import choose_device, peak_memory_mb, set_threads
 from snet_cli.workflows.trained_model import to_checkpoint
-from snet_cli.workflows.training_setup import (
-    STREAM_HELD_OUT,
-    STREAM_SPLIT,
-    Setup,
-    build_problem,
-    fit_step_zero,
-    prepare,
-    stream,
-)
-
-DEFAULT_ITERATIONS = {"lbfgs": 1500, "adam": 2000}
-"""Limits outside the preset: L-BFGS has gained what a forecast can show by then (README, "What it reaches")."""
-
-HELD_OUT_SHARE = 0.1
-"""Share of the elements whose residual only decides when to stop, where there is no validation data."""
-
-FEWEST_ELEMENTS_TO_SHARE = 20
-
-PATIENCE = 100
-"""Iterations without a better held-out score after which training has converged."""
+from snet_cli.workflows.training_setup import Setup, prepare
 
 SHORTEST_ROLLOUT_LIMIT = 30.0
 """Seconds that the final rollout may always take."""
 
 ROLLOUT_SHARE = 0.15
 """Share of `--max-time` that is kept back for the final rollout, and half a second more."""
-
-
-@dataclass(frozen=True)
-class _Data:
-    """Training and validation trajectories, and the sha256 of the files they came from."""
-
-    train: Trajectories
-    validation: Trajectories | None
-    parents: dict[str, str]
 
 
 def fit(
@@ -104,42 +73,41 @@ def fit(
     options, common, report = options or FitOptions(), common or CommonOptions(), report or Silent()
     if not dry_run:
         check_output(output, force)
-    set_threads(common.threads)
     device = choose_device(common.device)
-    data = _load(train, options, common, report)
+    data = load_fit_data(train, options, common, report)
+    set_threads(common.threads, 0)
     setup = prepare(options, common, data.train, device)
+    set_threads(common.threads, setup.problem.t.numel() * _width(setup))
     _tell_setup(setup, report)
     if dry_run:
         return _plan(setup, data, options)
+    training = build_training(options.method, Ingredients(setup, data, options, common, device))
+    for note in training.notes:
+        report.detail(note)
     setup_seconds = time.perf_counter() - started
     with MetricsFile.open(metrics, force) as metrics_file:
-        result = _train(setup, data, options, common, device, started, report, metrics_file)
-    if result.iterations == 0 and result.status == "diverged":
-        raise NumericalError(
-            "the residual is not finite at the very first iteration.",
-            "Look at the data with `snet info`, or try another --seed, --order or --elements.",
-        )
+        result = _train(training, options, started, report, metrics_file)
+    _require_a_model(training, result, report)
     seconds = _rollout_seconds(result, options, started)
     scores = [
         None if part is None else rollout_score(setup.trained, part, device, report, seconds)
         for part in (data.train, data.validation)
     ]
-    summary = _summary(setup, result, options, scores[0], scores[1], data.validation is not None)
-    resolved = _resolved(options, common, setup, device)
+    summary = _summary(setup, training, result, scores[0], scores[1], data.validation is not None)
+    resolved = _resolved(options, common, setup, training, device)
     record = provenance("fit", resolved, parents=data.parents)
     checkpoint = to_checkpoint(
         setup.trained,
         {"fit": resolved, "result": _deterministic(summary)},
         result.history,
         record,
-        f"{setup.choice.name} model trained by {summary['method']}-SNet",
+        f"{setup.choice.name} model trained by {summary['method']}",
         history_line(record, [data.train.history]),
     )
     save_checkpoint(output, checkpoint, force=force)
-    seconds = time.perf_counter() - started
     return {
         **summary,
-        "seconds": seconds,
+        "seconds": time.perf_counter() - started,
         "seconds_setup": setup_seconds,
         "ms_per_iteration": 1e3 * result.seconds / max(result.iterations, 1),
         "peak_memory_mb": peak_memory_mb(),
@@ -147,54 +115,9 @@ def fit(
     }
 
 
-def _load(train: str, options: FitOptions, common: CommonOptions, report: Reporter) -> _Data:
-    """Training data is split 0; validation is a file, a drawn fraction, or split 1; split 2 is never touched."""
-    loaded = load_with_notes(train, max_bytes=common.max_bytes)
-    for note in loaded.notes:
-        report.note(note)
-    data, parents = loaded.trajectories, {"train": loaded.sha256}
-    validation = None
-    if data.split is not None:
-        if options.validation is None and bool((data.split == 1).any()):
-            validation = data.of_split("valid")
-        data = data.of_split("train")
-    share = _fraction(options.validation)
-    if share is not None:
-        count = max(1, round(share * len(data)))
-        if count >= len(data):
-            raise UsageError(
-                f"--validation {share:g} of {len(data)} trajectories leaves none to train on.",
-                "Give a file, or a smaller fraction.",
-            )
-        order = np.random.default_rng(stream(common.seed, STREAM_SPLIT)).permutation(len(data))
-        validation = data.select(np.sort(order[:count]))
-        data = data.select(np.sort(order[count:]))
-    elif options.validation is not None:
-        other = load_with_notes(str(options.validation), max_bytes=common.max_bytes)
-        validation, parents["validation"] = other.trajectories, other.sha256
-        _require_same_channels(data, validation, str(options.validation))
-    return _Data(data, validation, parents)
-
-
-def _fraction(validation: str | float | None) -> float | None:
-    """The fraction, if that is what `--validation` gives."""
-    try:
-        share = float(validation) if validation is not None else None
-    except ValueError:
-        return None
-    if share is not None and not 0.0 < share < 1.0:
-        raise UsageError(f"--validation {validation}: a fraction lies between 0 and 1.", "Give 0.2, or a file.")
-    return share
-
-
-def _require_same_channels(data: Trajectories, other: Trajectories, path: str) -> None:
-    missing = [name for name in data.output_names if name not in other.output_names]
-    missing += [name for name in data.inputs.names if name not in other.inputs.names]
-    if missing:
-        raise UsageError(
-            f"{path}: the validation file has no channel '{missing[0]}', which the training file has.",
-            "Import both with the same --states and --inputs.",
-        )
+def _width(setup: Setup) -> int:
+    """Widest layer of the model, at least its number of states."""
+    return max((max(p.shape) for p in setup.trained.model.parameters() if p.numel()), default=len(setup.layout.states))
 
 
 def _tell_setup(setup: Setup, report: Reporter) -> None:
@@ -207,13 +130,13 @@ def _tell_setup(setup: Setup, report: Reporter) -> None:
     )
 
 
-def _plan(setup: Setup, data: _Data, options: FitOptions) -> dict[str, Any]:
+def _plan(setup: Setup, data: FitData, options: FitOptions) -> dict[str, Any]:
     """What `--dry-run` prints."""
     zero, names = setup.step_zero, setup.layout.outputs
     return {
         "command": "fit",
         "dry_run": True,
-        "method": "delta",
+        "method": _method_name(options),
         "model": setup.choice.tree,
         "trajectories": len(data.train),
         "validation": None if data.validation is None else len(data.validation),
@@ -221,7 +144,6 @@ def _plan(setup: Setup, data: _Data, options: FitOptions) -> dict[str, Any]:
         "elements": zero.mesh.elements_of_longest,
         "points": setup.problem.t.numel(),
         "parameters": sum(p.numel() for p in setup.trained.model.parameters()),
-        "iterations": _iterations(options),
         "step_zero": {
             name: {"error": float(error), "noise": float(noise) if math.isfinite(noise) else None}
             for name, error, noise in zip(names, zero.error, zero.noise, strict=True)
@@ -230,63 +152,30 @@ def _plan(setup: Setup, data: _Data, options: FitOptions) -> dict[str, Any]:
     }
 
 
-def _iterations(options: FitOptions) -> int:
-    if options.iterations is not None:
-        return options.iterations
-    if options.preset == "paper":
-        return ITERATION_LIMITS["delta"]
-    return DEFAULT_ITERATIONS[options.theta_step.name]
+def _method_name(options: FitOptions) -> str:
+    return "delta" if options.method == "auto" else options.method
 
 
 def _train(
-    setup: Setup,
-    data: _Data,
-    options: FitOptions,
-    common: CommonOptions,
-    device: torch.device,
-    started: float,
-    report: Reporter,
-    metrics_file: MetricsFile,
+    training: Training, options: FitOptions, started: float, report: Reporter, metrics_file: MetricsFile
 ) -> FitResult:
-    """Run the method to one of its limits; the model in `setup` holds the result."""
-    problem, held_out, patience = _held_out(setup, data, options, common, device)
-    method = Delta(
-        problem,
-        setup.trained.model,
-        options.theta_step,
-        setup.step_zero.misfit,
-        held_out,
-        prior_strength(setup) if options.prior == "auto" else options.prior,
-    )
-    closed_form = method.theta is None
+    """Run the method to one of its limits; its model holds the result."""
     deadline = math.inf
     if options.max_time is not None:
         deadline = started + options.max_time - min(ROLLOUT_SHARE * options.max_time + 0.5, 0.5 * options.max_time)
     limits = Limits(
-        iterations=1 if closed_form else _iterations(options),
-        tolerance=math.inf if closed_form else options.tolerance,
+        iterations=1 if training.closed_form else options.iterations or training.iterations,
+        tolerance=math.inf if training.closed_form else options.tolerance,
         deadline=deadline,
-        patience=patience,
-        stop_when_stalled=options.theta_step.name == "lbfgs",
+        patience=training.patience,
+        stop_when_stalled=training.stalls,
     )
 
     def each(progress: Progress) -> None:
         metrics_file.write(progress)
         report.progress(_tick(progress, limits))
 
-    return run(method, limits, each, report.should_stop)
-
-
-def prior_strength(setup: Setup) -> float:
-    """λ of λ|θ|²: the residual that the samples' noise leaves even with the true f, per scalar equation.
-
-    R is then σ² times a chi-square of that many degrees of freedom over their number, and R + λ|θ|² the log of the
-    posterior under weights of standard deviation one (MacKay 1992). Noise-free data gives next to no prior.
-    """
-    zero = setup.step_zero
-    scale = setup.problem.scale.cpu().numpy()
-    equations = zero.mesh.elements * zero.mesh.basis.order * scale.size
-    return float((scale**2 * zero.rate_variance).sum() / equations)
+    return run(training.method, limits, each, report.should_stop)
 
 
 def _tick(progress: Progress, limits: Limits) -> Tick:
@@ -296,53 +185,42 @@ def _tick(progress: Progress, limits: Limits) -> Tick:
         "training",
         progress.iteration,
         limits.iterations,
-        residual=progress.residual,
+        residual=_finite(progress.residual),
         held_out=progress.held_out,
         ms_each=1e3 * each,
         seconds_left=max(left, 0.0),
     )
 
 
-def _held_out(
-    setup: Setup, data: _Data, options: FitOptions, common: CommonOptions, device: torch.device
-) -> tuple[Problem, Problem | None, float]:
-    """The problem to train on, the one that chooses the best θ, and the patience that goes with it."""
-    if data.validation is not None:
-        mesh = setup.step_zero.mesh
-        fixed = options.model_copy(update={"order": mesh.basis.order, "elements": _elements_for(setup, data)})
-        zero = fit_step_zero(fixed, common, data.validation, setup.choice, setup.layout)
-        other = build_problem(
-            fixed, data.validation, setup.layout, zero, setup.trained.model.constants, setup.trained.inputs, device
+def _require_a_model(training: Training, result: FitResult, report: Reporter) -> None:
+    """A run that failed before its first step has no model to write; one that failed later says so."""
+    failure = getattr(training.method, "failure", None)
+    if result.status != "diverged":
+        return
+    reason = f"the solver failed: {failure}" if failure else "the loss is not finite"
+    if result.iterations == 0:
+        raise NumericalError(
+            f"{reason} at the very first iteration.",
+            "Look at the data with `snet info`, or try another --seed, --order, --elements or --method.",
         )
-        return setup.problem, other.with_scale_of(setup.problem), math.inf
-    generic = options.theta_step.name == "lbfgs" and options.preset is None
-    if generic and setup.step_zero.mesh.elements >= FEWEST_ELEMENTS_TO_SHARE:
-        train, held = setup.problem.split_elements(HELD_OUT_SHARE, stream(common.seed, STREAM_HELD_OUT))
-        return train, held, PATIENCE
-    return setup.problem, None, math.inf
-
-
-def _elements_for(setup: Setup, data: _Data) -> int:
-    """Elements on the longest validation trajectory, of the length that training uses."""
-    assert data.validation is not None
-    width = float(setup.step_zero.mesh.width.mean())
-    return max(1, round(float((data.validation.end - data.validation.start).max()) / width))
+    report.note(f"{reason} after {result.iterations} iterations; the last good model is kept.")
 
 
 def _summary(
     setup: Setup,
+    training: Training,
     result: FitResult,
-    options: FitOptions,
     train: RolloutScore | None,
     validation: RolloutScore | None,
     has_validation: bool,
 ) -> dict[str, Any]:
     """The JSON except for times, memory and the output's name."""
-    mesh = setup.step_zero.mesh
+    mesh = _mesh(setup, training)
+    gamma = getattr(training.method, "gamma", None)
     return {
         "snet": __version__,
         "command": "fit",
-        "method": "delta",
+        "method": training.method.name,
         "model": setup.choice.name,
         "status": result.status,
         "iterations": result.iterations,
@@ -354,7 +232,7 @@ def _summary(
         "parameters": sum(p.numel() for p in setup.trained.model.parameters()),
         "order": mesh.basis.order,
         "elements": mesh.elements_of_longest,
-        "gamma": None,
+        "gamma": None if gamma is None else float(gamma),
         "train_mse": None if train is None else train.mse,
         "train_diverged": None if train is None else train.diverged,
         "validation": None
@@ -370,16 +248,23 @@ def _summary(
     }
 
 
-def _resolved(options: FitOptions, common: CommonOptions, setup: Setup, device: torch.device) -> dict[str, Any]:
+def _mesh(setup: Setup, training: Training) -> Mesh:
+    """The discretisation that the method used."""
+    return setup.step_zero.mesh if training.mesh is None else training.mesh
+
+
+def _resolved(
+    options: FitOptions, common: CommonOptions, setup: Setup, training: Training, device: torch.device
+) -> dict[str, Any]:
     """All options that can change the result, with what `auto` and unset ones came to."""
-    mesh = setup.step_zero.mesh
+    mesh = _mesh(setup, training)
     return {
         **options.model_dump(mode="json", exclude={"validation", "max_time"}),
-        "method": "delta",
+        "method": training.method.name,
         "model": setup.choice.tree,
         "order": mesh.basis.order,
         "elements": mesh.elements_of_longest,
-        "iterations": _iterations(options),
+        "iterations": options.iterations or training.iterations,
         "seed": common.seed,
         "dtype": common.dtype,
         "device": device.type,
@@ -397,7 +282,7 @@ def _rollout_seconds(result: FitResult, options: FitOptions, started: float) -> 
 def _deterministic(summary: dict[str, Any]) -> dict[str, Any]:
     """What of the summary depends on options, data and seed only."""
     kept = ("method", "model", "status", "iterations", "best_iteration", "loss", "parameters", "order", "elements")
-    return {key: summary[key] for key in kept}
+    return {key: summary[key] for key in (*kept, "gamma")}
 
 
 def _finite(value: float) -> float | None:

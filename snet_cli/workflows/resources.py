@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import resource
 import sys
 from typing import Literal
@@ -10,11 +11,20 @@ import torch
 
 from snet_cli.errors import UsageError
 
+SMALL_WORK = 1_000_000
+"""Numbers per evaluation of f up to which one thread is as fast as several, and far faster on a busy machine: waking
+threads for an operation of microseconds costs more than the operation."""
 
-def set_threads(threads: int | None) -> None:
-    """Use this many threads; None leaves torch's choice."""
-    if threads is not None:
-        torch.set_num_threads(threads)
+
+def set_threads(threads: int | None, work: int) -> None:
+    """Use this many threads; None: one for small work, else all cores. Depends on the data alone, not on the load.
+
+    Parameters
+    ----------
+    work : int
+        Numbers that one evaluation of f touches: points times the widest layer.
+    """
+    torch.set_num_threads(threads or (1 if work <= SMALL_WORK else os.cpu_count() or 1))
 
 
 def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:

@@ -24,8 +24,8 @@ from snet_cli.training.state_layout import StateLayout, lay_out_states
 from snet_cli.training.step_zero import StepZero, step_zero
 from snet_cli.workflows.trained_model import TrainedModel, training_statistics
 
-STREAM_WEIGHTS, STREAM_SPLIT, STREAM_HELD_OUT = 1, 2, 3
-"""Streams that `fit --seed` keys apart: initial weights, the drawn validation set, held-out samples and elements."""
+STREAM_WEIGHTS, STREAM_SPLIT, STREAM_HELD_OUT, STREAM_PERTURBATION = 1, 2, 3, 4
+"""Streams that `fit --seed` keys apart: weights, the drawn validation set, held-out samples and elements, and ξ."""
 
 
 @dataclass(frozen=True)
