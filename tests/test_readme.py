@@ -11,7 +11,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import pytest
@@ -187,6 +187,24 @@ def test_the_exit_codes_are_those_of_the_errors() -> None:
 
     codes = {str(cls.exit_code) for cls in vars(errors).values() if isinstance(cls, type)}
     assert codes <= set(re.findall(r"^\| (\d+) \|", README, re.MULTILINE))
+
+
+def test_the_keys_of_the_json_are_in_the_readme(reader: Path, snet: Snet) -> None:
+    rows = dict(re.findall(r"^\| `(\w+)` \| (.*`output`.*) \|$", README, re.MULTILINE))
+    fit = snet("fit", "train.h5", "-o", "short.h5", "--iterations", 1, "--order", 8, "--elements", 1, "--json")
+    evaluate = snet("evaluate", "model.h5", "train.h5", "--json")
+    for ran in (fit, evaluate):
+        assert ran.code == 0, ran.err
+        keys = set(ran.json) | {inner for key in ("loss", "channels") for inner in _inner(ran.json.get(key))}
+        assert {key for key in keys if f"`{key}`" not in rows[ran.json["command"]]} == set()
+
+
+def _inner(value: Any) -> set[str]:
+    """Keys of an object of numbers, or of the first object in it."""
+    if not isinstance(value, dict):
+        return set()
+    first = next(iter(value.values()))
+    return set(first) if isinstance(first, dict) else set(value)
 
 
 def test_the_file_format_tables_name_what_is_written(reader: Path) -> None:
