@@ -71,7 +71,7 @@ class Mlp(Model):
         angle = channels[..., self.angle.to(x.device)]
         parts = [plain, angle.sin(), angle.cos()]
         if self.sees_time:
-            parts.append((t / self.time_scale)[..., None])
+            parts.append(t[..., None] / self.time_scale)
         return torch.cat(parts, -1), x[..., self.velocity]
 
     def from_features(self, *features: Tensor) -> Tensor:

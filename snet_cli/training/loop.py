@@ -132,7 +132,8 @@ def run(
         if step.total <= limits.tolerance or (limits.stop_when_stalled and gained_nothing):
             status = "converged"
             break
-    keeper.look(len(history), last=True)
+    if status != "diverged":
+        keeper.look(len(history), last=True)
     keeper.restore_best(diverged=status == "diverged")
     return FitResult(
         status,

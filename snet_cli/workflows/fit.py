@@ -73,6 +73,8 @@ def fit(
     options, common, report = options or FitOptions(), common or CommonOptions(), report or Silent()
     if not dry_run:
         check_output(output, force)
+        if metrics is not None:
+            check_output(metrics, force)
     device = choose_device(common.device)
     data = load_fit_data(train, options, common, report)
     set_threads(common.threads, 0)

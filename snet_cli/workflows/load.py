@@ -67,7 +67,7 @@ def load(path: str | Path, model: str | None = None) -> PhysicalModel:
     UsageError
         If the model is your own and its file is not named.
     """
-    return PhysicalModel(load_trained(str(path), None if model is None else read_source(model)))
+    return PhysicalModel(load_trained(str(path), None if model is None else read_source(model))).eval()
 
 
 def load_trained(path: str, source: UserSource | None = None) -> TrainedModel:

@@ -13,6 +13,9 @@ from snet_cli.systems.system import SystemParameters
 from snet_cli.workflows.provenance import history_line, provenance
 from snet_cli.workflows.reporter import Reporter, Silent
 
+WIDTH = 30
+"""Numbers per trajectory that one evaluation of a ground truth touches, roughly: decides between one and all cores."""
+
 
 def simulate(
     system: str,
@@ -107,7 +110,7 @@ def _simulated(
     from snet_cli.simulation.simulate import simulate as integrated
     from snet_cli.workflows.resources import choose_device, set_threads
 
-    set_threads(common.threads)
+    set_threads(common.threads, options.trajectories * WIDTH)
     device = choose_device(common.device)
     simulation = integrated(
         system, parameters, **options.model_dump(), seed=common.seed, device=device, should_stop=report.should_stop

@@ -191,6 +191,9 @@ def from_checkpoint(checkpoint: Checkpoint, path: str, source: UserSource | None
         has changed.
     """
     contract = checkpoint.contract
+    tree = contract.get("model")
+    if isinstance(tree, dict) and tree.get("name") == "user":
+        source = _same_source(checkpoint, path, source, str(contract.get("user_class")))
     try:
         space = StateSpace(tuple(contract["states"]), tuple(contract["inputs"]))
         layout = StateLayout(
@@ -201,8 +204,6 @@ def from_checkpoint(checkpoint: Checkpoint, path: str, source: UserSource | None
         )
         tree = dict(contract["model"])
         name = str(tree["name"])
-        if name == "user":
-            source = _same_source(checkpoint, path, source, str(contract["user_class"]))
         options = MODEL_OPTIONS[name].model_validate(tree)
         dtype = {"float32": torch.float32, "float64": torch.float64}[str(contract["dtype"])]
         model = build_model(name, options, space, seed=0, dtype=dtype, source=source if name == "user" else None)
