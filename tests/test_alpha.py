@@ -174,7 +174,7 @@ def test_a_linear_model_is_solved_in_closed_form_in_every_iteration():
 
 def test_the_papers_preset_takes_ten_sgd_and_ten_adam_steps_on_perturbed_trajectories():
     data = spirals(4, 40, horizon=2.0)
-    alpha = alpha_on(data, options=PAPER, theta=ADAM, gamma=PAPER.gamma, order=6, elements=1)
+    alpha = alpha_on(data, options=PAPER, theta=ADAM, gamma=3.0, order=6, elements=1)
     offset = alpha.nodes - nodes_of(alpha.problem)
     assert offset.abs().max() <= 0.1
     assert (offset.std(1) < 1e-14).all()  # one draw per trajectory and state, on the constant coefficient

@@ -147,6 +147,7 @@ def test_a_step_of_another_name_takes_nothing_from_the_preset(here: Any) -> None
     assert fit(flags={"preset": "paper"}, sets=["theta_step.rate=0.5"]).theta_step.model_dump() == {
         "name": "adam",
         "rate": 0.5,
+        "steps": 10,
     }
     default = FitOptions().theta_step.rate
     assert fit(flags={"preset": "paper"}, sets=["theta_step=lbfgs"]).theta_step.rate == default
@@ -181,7 +182,7 @@ def test_the_short_form_of_a_model(here: Any) -> None:
             "--set theta_step.rat: 'theta_step' has no option 'rat'. Did you mean 'rate'?",
         ),
         ({"sets": ["theta_step.rate=-1"]}, "--set theta_step.rate is -1, expected a number above 0."),
-        ({"sets": ["theta_step=5"]}, "--set theta_step is 5, expected a mapping with name, rate."),
+        ({"sets": ["theta_step=5"]}, "--set theta_step is 5, expected a mapping with name, rate, steps."),
         ({"sets": ["model=mlpp"]}, "there is no model 'mlpp'. Did you mean 'mlp'?"),
         (
             {"sets": ["model=linear", "model.hidden=[8]"]},

@@ -247,7 +247,7 @@ def test_automatic_order_follows_the_data():
     fast = choose_discretisation(start, end, longer._replace(time=longer.time / 2), None)
     noise = 0.05 * np.random.default_rng(0).standard_normal(samples.values.shape)
     noisy = choose_discretisation(start, end, samples._replace(values=samples.values + noise), None)
-    assert smooth.error < 1e-5
+    assert smooth.error < 1e-3
     assert noisy.order * noisy.elements < smooth.order * smooth.elements <= fast.order * fast.elements
     assert noisy.channel_error == pytest.approx([0.05, 0.05], rel=0.4)
 

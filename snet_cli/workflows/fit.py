@@ -18,7 +18,7 @@ from snet_cli.training.loop import FitResult, Limits, Progress, run
 from snet_cli.training.options import FitOptions
 from snet_cli.workflows.fit_data import FitData, load_fit_data
 from snet_cli.workflows.honest_end import RolloutScore, rollout_score
-from snet_cli.workflows.methods import Ingredients, Training, build_training
+from snet_cli.workflows.methods import Ingredients, Training, build_training, iterations_of
 from snet_cli.workflows.metrics_file import MetricsFile
 from snet_cli.workflows.provenance import history_line, provenance
 from snet_cli.workflows.reporter import Reporter, Silent, Tick
@@ -146,6 +146,7 @@ def _plan(setup: Setup, data: FitData, options: FitOptions) -> dict[str, Any]:
         "elements": zero.mesh.elements_of_longest,
         "points": setup.problem.t.numel(),
         "parameters": sum(p.numel() for p in setup.trained.model.parameters()),
+        "iterations": iterations_of(options),
         "step_zero": {
             name: {"error": float(error), "noise": float(noise) if math.isfinite(noise) else None}
             for name, error, noise in zip(names, zero.error, zero.noise, strict=True)
@@ -166,7 +167,7 @@ def _train(
     if options.max_time is not None:
         deadline = started + options.max_time - min(ROLLOUT_SHARE * options.max_time + 0.5, 0.5 * options.max_time)
     limits = Limits(
-        iterations=1 if training.closed_form else options.iterations or training.iterations,
+        iterations=1 if training.closed_form else training.iterations,
         tolerance=math.inf if training.closed_form else options.tolerance,
         deadline=deadline,
         patience=training.patience,
@@ -266,7 +267,7 @@ def _resolved(
         "model": setup.choice.tree,
         "order": mesh.basis.order,
         "elements": mesh.elements_of_longest,
-        "iterations": options.iterations or training.iterations,
+        "iterations": training.iterations,
         "seed": common.seed,
         "dtype": common.dtype,
         "device": device.type,

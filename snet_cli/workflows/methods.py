@@ -60,7 +60,7 @@ class Training:
     ----------
     method : Method
     iterations : int
-        Most iterations unless the user says otherwise.
+        Most iterations.
     patience : float
         Iterations without a better held-out score that end training.
     stalls : bool
@@ -96,6 +96,18 @@ class Ingredients:
 Builder = Callable[[Ingredients], Training]
 
 
+def iterations_of(options: FitOptions) -> int:
+    """Most iterations: what the user says, else the limit that suits the method."""
+    if options.iterations is not None:
+        return options.iterations
+    if options.method in SHOOTING_METHODS:
+        return SHOOTING_ITERATIONS
+    name = "delta" if options.method == "auto" else options.method
+    if options.preset == "paper":
+        return PAPER_ITERATIONS[name]
+    return ALPHA_ITERATIONS if name == "alpha" else DEFAULT_ITERATIONS[options.theta_step.name]
+
+
 def build_training(name: str, parts: Ingredients) -> Training:
     """The method of a registry name."""
     return METHODS[name](parts)
@@ -107,8 +119,7 @@ def _delta(parts: Ingredients) -> Training:
     problem, held_out, patience = _held_out(parts)
     prior = prior_strength(setup) if options.prior == "auto" else options.prior
     method = Delta(problem, setup.trained.model, options.theta_step, setup.step_zero.misfit, held_out, prior)
-    limit = PAPER_ITERATIONS["delta"] if options.preset == "paper" else DEFAULT_ITERATIONS[options.theta_step.name]
-    return Training(method, limit, patience, options.theta_step.name == "lbfgs", method.theta is None)
+    return Training(method, iterations_of(options), patience, options.theta_step.name == "lbfgs", method.theta is None)
 
 
 def prior_strength(setup: Setup) -> float:
@@ -163,8 +174,7 @@ def _alpha(parts: Ingredients) -> Training:
     method = Alpha(
         problem, relaxed, model, alpha_options, options.theta_step, gamma=plan.gamma, held_out=scorer, seed=seed
     )
-    limit = PAPER_ITERATIONS["alpha"] if paper else ALPHA_ITERATIONS
-    return Training(method, limit, mesh=zero.mesh, notes=(plan.reason,))
+    return Training(method, iterations_of(options), mesh=zero.mesh, notes=(plan.reason,))
 
 
 def _is_exact(zero: StepZero, data: Trajectories) -> bool:
@@ -219,7 +229,7 @@ def _shooting(name: str) -> Builder:
             tolerances=SolverTolerances(max_memory=limit),
             held_out=() if data.validation is None else batches(data.validation),
         )
-        return Training(method, SHOOTING_ITERATIONS)
+        return Training(method, iterations_of(options))
 
     return build
 
