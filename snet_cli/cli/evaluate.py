@@ -10,7 +10,7 @@ import typer
 from snet_cli.cli import flags
 from snet_cli.cli.console import columns, number, quoted
 from snet_cli.cli.flags import Text, flag
-from snet_cli.cli.session import needed, open_session
+from snet_cli.cli.session import counted, needed, open_session
 from snet_cli.evaluation.options import EvaluateOptions
 
 EXAMPLE = "snet evaluate model.h5 test.h5"
@@ -85,7 +85,7 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
     rows += [["all", *(number(result.get(key)) for key in scores)]]
     start, truth = result["initial_state"], result["mse_true"]
     lines = [
-        f"{result['trajectories']} forecasts over {number(result['horizon'])}, {result['diverged']} diverged; "
+        f"{counted(result['windows'], 'forecast')} over {number(result['horizon'])}, {result['diverged']} diverged; "
         f"started from {start if isinstance(start, str) else ', '.join(f'{k}: {v}' for k, v in dict(start).items())}",
         *columns(rows),
     ]

@@ -61,7 +61,8 @@ def command(
     session = open_session(ctx, FitOptions, presets={"paper": PAPER_PRESET})
     if session.shows_config(show_config):
         return 0
-    source, target, run = needed(train, "TRAIN", EXAMPLE), session.output("model.h5"), session.run
+    source, run = needed(train, "TRAIN", EXAMPLE), session.run
+    target = "-" if run.dry_run and run.output is None else session.output("model.h5")
     from snet_cli.workflows.fit import fit  # torch: 1.4 s that a usage error need not wait for
 
     with finishing_first() as stop:

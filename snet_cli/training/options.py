@@ -31,7 +31,9 @@ class FitOptions(BaseModel):
 
     preset: Literal["paper"] | None = Field(default=None, description="paper: the settings of Quaglino et al. 2020.")
     method: Literal["auto", "delta", "alpha", "bkpr-euler", "bkpr-dopri5", "adj-euler", "adj-dopri5", "anode"] = Field(
-        default="auto", description="Training method; auto is delta."
+        default="auto",
+        description="delta; alpha for sparse or noisy data; bkpr-euler, bkpr-dopri5, adj-euler, adj-dopri5 and anode "
+        "are the solver-based neighbours, to compare with; auto is delta.",
     )
     model: dict[str, Any] | str | None = Field(
         default=None, description="Model: a registry name, FILE.py:Class, or a tree with its options."
