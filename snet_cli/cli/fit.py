@@ -64,6 +64,7 @@ def command(
     source, run = needed(train, "TRAIN", EXAMPLE), session.run
     target = "-" if run.dry_run and run.output is None else session.output("model.h5")
     from snet_cli.workflows.fit import fit  # torch: 1.4 s that a usage error need not wait for
+    from snet_cli.workflows.resources import process_started
 
     with finishing_first() as stop:
         session.console.stop = stop
@@ -76,6 +77,7 @@ def command(
             dry_run=run.dry_run,
             metrics=run.metrics,
             report=session.console,
+            started=process_started(),
         )
     session.present(result, _lines(result), f"snet evaluate {quoted(target)} test.h5")
     return stop.exit_code if result.get("status") == "stopped" else 0

@@ -41,7 +41,10 @@ Dtype = Annotated[Text, flag(CommonOptions, "dtype", "float64|float32")]
 Threads = Annotated[Text, flag(CommonOptions, "threads", "N")]
 MaxMemory = Annotated[Text, flag(CommonOptions, "max_memory", "SIZE")]
 MaxBytes = Annotated[
-    Text, typer.Option("--max-bytes", metavar="SIZE", help="Largest file that is read, stored or unpacked: 4GB.")
+    Text,
+    typer.Option(
+        "--max-bytes", metavar="SIZE", help="Largest file that is read, stored or unpacked, such as 4GB; unset: 1GiB."
+    ),
 ]
 Json = Annotated[Switch, typer.Option("--json", help="Print one JSON object on stdout, nothing else there.")]
 Quiet = Annotated[Switch, typer.Option("-q", "--quiet", help="Say nothing but errors on stderr.")]

@@ -188,7 +188,7 @@ def _of_command_line(sources: Sources, fields: Mapping[str, FieldInfo]) -> list[
     seen: dict[tuple[str, ...], Setting] = {}
     for setting in found:
         other = seen.setdefault(setting.path, setting)
-        if other.value != setting.value:
+        if other is not setting and other.value != setting.value:
             raise UsageError(
                 f"{other.label} and {setting.label} give one option two values: "
                 f"{flow(other.value)} and {flow(setting.value)}.",

@@ -150,6 +150,25 @@ def _user_block_ends(length: int) -> list[int]:
     return [512 << k for k in range(max(length // 512, 1).bit_length())]
 
 
+def check_no_input_is_overwritten(output: str | Path, *inputs: str | Path | None) -> None:
+    """An output must not be one of the files that are read, `--force` or not: a recording cannot be made again.
+
+    Raises
+    ------
+    OutputError
+        If two names are one file.
+    """
+    for path in inputs:
+        if path in (None, "-") or output == "-":
+            continue
+        try:
+            same = os.path.samefile(output, str(path))
+        except OSError:
+            continue  # one of them does not exist
+        if same:
+            raise OutputError(f"{display(output)}: is an input of this command too.", "Choose another output.")
+
+
 def check_output(path: str | Path, force: bool = False) -> None:
     """Refuse an output that could not be written; to be called before any work.
 

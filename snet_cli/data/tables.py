@@ -39,7 +39,7 @@ from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.windows import cut, thin
 from snet_cli.errors import DataError, UsageError
 
-DEFAULT_MAX_BYTES = 16 * 2**30
+DEFAULT_MAX_BYTES = 2**30
 """Largest size, stored or declared, of a file that is read: 16 GiB."""
 
 ID_BYTES = 64

@@ -140,11 +140,12 @@ def channel_scales(values: FloatArray) -> tuple[FloatArray, FloatArray]:
     """
     mask = np.isfinite(values)
     count = np.maximum(mask.sum(0), 1)
-    centre = np.where(mask, values, 0.0).sum(0) / count
-    scale = np.sqrt((np.where(mask, values - centre, 0.0) ** 2).sum(0) / count)
-    floor = 1e-12 * np.abs(np.where(mask, values, 0.0)).max(0, initial=0.0)
-    magnitude = np.where(floor > 0, 1e12 * floor, 1.0)
-    return centre, np.where(scale > floor, scale, magnitude)
+    largest = np.abs(np.where(mask, values, 0.0)).max(0, initial=0.0)
+    magnitude = np.where(largest > 0, largest, 1.0)  # squares of values / magnitude neither overflow nor underflow
+    relative = np.where(mask, values, 0.0) / magnitude
+    centre = relative.sum(0) / count
+    scale = np.sqrt((np.where(mask, relative - centre, 0.0) ** 2).sum(0) / count)
+    return magnitude * centre, magnitude * np.where(scale > 1e-12, scale, 1.0)
 
 
 def _choose_penalty(mesh: Mesh, samples: Samples, start: FloatArray | None, penalised: BoolArray, seed: int) -> float:

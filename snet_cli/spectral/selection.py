@@ -10,6 +10,8 @@ the best score wins: what is finer only fits noise.
 
 from __future__ import annotations
 
+import math
+import time
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -17,7 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snet_cli.spectral.fitting import Samples, channel_scales, fit_series, shared_derivative
-from snet_cli.spectral.mesh import build_mesh
+from snet_cli.spectral.mesh import Mesh, build_mesh
 
 FloatArray = NDArray[np.float64]
 
@@ -98,6 +100,7 @@ def choose_discretisation(
     slope_scale: FloatArray | None = None,
     jumps: Sequence[FloatArray] | None = None,
     seed: int = 0,
+    deadline: float = math.inf,
 ) -> Selection:
     """Choose order and elements for step 0; either may be given.
 
@@ -112,8 +115,10 @@ def choose_discretisation(
         Units of the score: the channels' standard deviations unless given.
     jumps : sequence of B ndarrays, optional
         Input jumps, as in `build_mesh`.
+    deadline : float
+        Reading of `time.perf_counter` after which the best so far is taken.
     """
-    search = _Search(start, end, samples, x0, scale, slope_scale, jumps, seed)
+    search = _Search(start, end, samples, x0, scale, slope_scale, jumps, seed, deadline)
     if elements in (None, 1):
         for p in ORDERS if order is None else (order,):
             if not search.try_one(p, 1):
@@ -147,7 +152,9 @@ class _Search:
         slope_scale: FloatArray | None,
         jumps: Sequence[FloatArray] | None,
         seed: int,
+        deadline: float,
     ) -> None:
+        self.deadline = deadline
         count = np.bincount(samples.trajectory, minlength=start.size)
         few = max(1, int(np.searchsorted(np.cumsum(count), SELECTION_SAMPLES, side="right")))
         part = samples.subset(samples.trajectory < few)
@@ -177,7 +184,9 @@ class _Search:
         return min((candidate.error for candidate in self.tried), default=np.inf)
 
     def try_one(self, order: int, elements: int) -> bool:
-        """Fit and score; False if the samples do not carry it."""
+        """Fit and score; False if the samples do not carry it, or the time is up."""
+        if self.tried and time.perf_counter() > self.deadline:
+            return False
         share = max(1, round(elements * float((self.end - self.start).max()) / self.longest))
         mesh = build_mesh(self.start, self.end, share, order, self.jumps)
         values, slopes = [], []
@@ -185,7 +194,7 @@ class _Search:
             if mesh.elements * order > kept.time.size:
                 return False
             fit = fit_series(mesh, kept, self.x0)
-            if fit.determined.mean() < 0.9:
+            if (fit.determined | _lacking(mesh, kept)).mean() < 0.9:
                 return False
             values.append(mesh.evaluate(fit.nodes, asked.trajectory, asked.time) - asked.values)
             if asked.slopes is not None:
@@ -209,6 +218,15 @@ class _Search:
         good = [candidate for candidate in self.tried if candidate.error <= self.best_error * WORTH_IT]
         chosen = min(good, key=lambda candidate: (candidate.order * candidate.elements, candidate.elements))
         return Selection(*chosen, *self.errors[chosen.order, chosen.elements], tuple(self.tried))
+
+
+def _lacking(mesh: Mesh, samples: Samples) -> NDArray[np.bool_]:
+    """Elements (N,) on which some channel has no sample at all: no discretisation could determine it there."""
+    element, _ = mesh.locate(samples.trajectory, samples.time)
+    count = np.zeros((mesh.elements, samples.values.shape[1]))
+    np.add.at(count, element, np.isfinite(samples.values).astype(np.float64))
+    lacking: NDArray[np.bool_] = np.any(count == 0, axis=1)
+    return lacking
 
 
 def _root_mean_square(error: FloatArray) -> FloatArray:

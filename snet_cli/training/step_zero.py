@@ -8,6 +8,7 @@ pendulum the forecast error falls by a factor of ten. An unmeasured v is the der
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import numpy as np
@@ -87,6 +88,7 @@ def step_zero(
     known_start: bool,
     scaled_misfit: bool,
     seed: int,
+    deadline: float = math.inf,
 ) -> StepZero:
     """Choose the discretisation where it is not given, and fit all series.
 
@@ -102,6 +104,8 @@ def step_zero(
         Hold x(t0) at the file's x0 where it is known.
     scaled_misfit : bool
         Whether c is the channel's standard deviation, else 1 (the paper's presets).
+    deadline : float
+        Reading of `time.perf_counter` after which the search for a discretisation takes its best so far.
 
     Raises
     ------
@@ -115,7 +119,7 @@ def step_zero(
     x0 = _known_start(data, layout) if known_start else None
     jumps = jump_times(data.inputs.sampled, len(data))
     if order is None or elements is None or channels.slope_of:
-        search = _search(start, end, samples, x0, channels, order, elements, jumps, seed)
+        search = _search(start, end, samples, x0, channels, order, elements, jumps, seed, deadline)
         order, elements, noise = search.order, search.elements, search.noise
         samples = search.samples
     else:
@@ -180,6 +184,7 @@ def _search(
     elements: int | None,
     jumps: list[FloatArray],
     seed: int,
+    deadline: float,
 ) -> _SearchResult:
     """Discretisation and noise: first a series per output, which tells each one's noise, then with pairs joined."""
 
@@ -196,6 +201,7 @@ def _search(
             slope_scale=slope_scale,
             jumps=jumps,
             seed=seed,
+            deadline=deadline,
         )
 
     apart = choose(samples, x0, None)

@@ -10,7 +10,7 @@ import numpy as np
 
 from snet_cli.data.checkpoint_file import load_checkpoint_with_notes
 from snet_cli.data.options import CommonOptions
-from snet_cli.data.storage import check_output, write_atomic
+from snet_cli.data.storage import check_no_input_is_overwritten, check_output, write_atomic
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.trajectory_file import load_with_notes, save_trajectories
 from snet_cli.errors import CheckpointError
@@ -84,6 +84,7 @@ def evaluate(
     set_threads(common.threads, len(data) * EVALUATION_WIDTH)
     windows = plan_windows(data, horizon=options.horizon, from_every=options.from_every)
     if output is not None:
+        check_no_input_is_overwritten(output, model, test)
         check_output(output, force)
     if options.plot is not None and not dry_run:
         check_folder(options.plot, force)

@@ -11,7 +11,7 @@ import torch
 from snet_cli import __version__
 from snet_cli.data.checkpoint_file import save_checkpoint
 from snet_cli.data.options import CommonOptions
-from snet_cli.data.storage import check_output
+from snet_cli.data.storage import check_no_input_is_overwritten, check_output
 from snet_cli.errors import NumericalError
 from snet_cli.spectral.mesh import Mesh
 from snet_cli.training.loop import FitResult, Limits, Progress, run
@@ -29,8 +29,11 @@ from snet_cli.workflows.training_setup import Setup, prepare
 SHORTEST_ROLLOUT_LIMIT = 30.0
 """Seconds that the final rollout may always take."""
 
+SEARCH_SHARE = 0.3
+"""Share of what is left of `--max-time` after which the search for order and elements takes its best so far."""
+
 ROLLOUT_SHARE = 0.15
-"""Share of `--max-time` that is kept back for the final rollout, and half a second more."""
+"""Share of `--max-time` that is kept back for the final rollout, and a quarter of a second more."""
 
 
 def fit(
@@ -43,6 +46,7 @@ def fit(
     dry_run: bool = False,
     metrics: str | None = None,
     report: Reporter | None = None,
+    started: float | None = None,
 ) -> dict[str, Any]:
     """Train a model on a trajectory file and write the checkpoint.
 
@@ -58,6 +62,8 @@ def fit(
         CSV file with one row per iteration.
     report : Reporter
         Receives notes and progress, and says when to stop; the model so far is written then.
+    started : float, optional
+        Reading of `time.perf_counter` from which `seconds` and `--max-time` count; the call's own start unless given.
 
     Returns
     -------
@@ -69,16 +75,20 @@ def fit(
     SnetError
         Any of the tree; nothing is written then.
     """
-    started = time.perf_counter()
+    started = time.perf_counter() if started is None else started
     options, common, report = options or FitOptions(), common or CommonOptions(), report or Silent()
     if not dry_run:
         check_output(output, force)
+        for path in (output, metrics):
+            if path is not None:
+                validation = options.validation if isinstance(options.validation, str) else None
+                check_no_input_is_overwritten(path, train, validation)
         if metrics is not None:
             check_output(metrics, force)
     device = choose_device(common.device)
     data = load_fit_data(train, options, common, report)
     set_threads(common.threads, 0)
-    setup = prepare(options, common, data.train, device)
+    setup = prepare(options, common, data.train, device, _search_end(options, started))
     set_threads(common.threads, setup.problem.t.numel() * _width(setup))
     _tell_setup(setup, report)
     if dry_run:
@@ -117,9 +127,18 @@ def fit(
     }
 
 
+def _search_end(options: FitOptions, started: float) -> float:
+    """When the search for order and elements has to end."""
+    if options.max_time is None:
+        return math.inf
+    now = time.perf_counter()
+    return now + SEARCH_SHARE * max(started + options.max_time - now, 0.0)
+
+
 def _width(setup: Setup) -> int:
     """Widest layer of the model, at least its number of states."""
-    return max((max(p.shape) for p in setup.trained.model.parameters() if p.numel()), default=len(setup.layout.states))
+    widths = [max(p.shape, default=1) for p in setup.trained.model.parameters()]
+    return max([len(setup.layout.states), *widths])
 
 
 def _tell_setup(setup: Setup, report: Reporter) -> None:
@@ -165,7 +184,7 @@ def _train(
     """Run the method to one of its limits; its model holds the result."""
     deadline = math.inf
     if options.max_time is not None:
-        deadline = started + options.max_time - min(ROLLOUT_SHARE * options.max_time + 0.5, 0.5 * options.max_time)
+        deadline = started + options.max_time - min(ROLLOUT_SHARE * options.max_time + 0.25, 0.5 * options.max_time)
     limits = Limits(
         iterations=1 if training.closed_form else training.iterations,
         tolerance=math.inf if training.closed_form else options.tolerance,
@@ -198,6 +217,8 @@ def _tick(progress: Progress, limits: Limits) -> Tick:
 def _require_a_model(training: Training, result: FitResult, report: Reporter) -> None:
     """A run that failed before its first step has no model to write; one that failed later says so."""
     failure = getattr(training.method, "failure", None)
+    if result.status == "max-time" and result.iterations == 0:
+        report.note("the time was up before the first iteration: the model is untrained. Give it a longer --max-time.")
     if result.status != "diverged":
         return
     reason = f"the solver failed: {failure}" if failure else "the loss is not finite"

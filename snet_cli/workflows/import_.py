@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from snet_cli.data.options import ImportOptions
-from snet_cli.data.storage import MAX_BYTES, check_output
+from snet_cli.data.storage import MAX_BYTES, check_no_input_is_overwritten, check_output
 from snet_cli.data.tables import import_tables
 from snet_cli.data.trajectories import SPLIT_NAMES, Trajectories
 from snet_cli.workflows.provenance import history_line, provenance
@@ -56,6 +56,7 @@ def import_(
     from snet_cli.data.trajectory_file import save_trajectories  # h5py costs 0.1 s at import
 
     report = report or Silent()
+    check_no_input_is_overwritten(output, *paths)
     check_output(output, force)
     named = options.model_dump()
     angles = named.pop("angle")

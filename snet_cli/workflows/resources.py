@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import sys
+import time
+from pathlib import Path
 from typing import Literal
 
 import torch
@@ -25,6 +27,20 @@ def set_threads(threads: int | None, work: int) -> None:
         Numbers that one evaluation of f touches: points times the widest layer.
     """
     torch.set_num_threads(threads or (1 if work <= SMALL_WORK else os.cpu_count() or 1))
+
+
+def process_started() -> float:
+    """The reading that `time.perf_counter` had when this process began, as far as the system tells; else now.
+
+    A command's time includes the second or two that its imports take.
+    """
+    now = time.perf_counter()
+    try:
+        ticks = float(Path("/proc/self/stat").read_text("utf-8").rpartition(")")[2].split()[19])
+        up = float(Path("/proc/uptime").read_text("utf-8").split()[0])
+        return now - max(up - ticks / os.sysconf("SC_CLK_TCK"), 0.0)
+    except (OSError, ValueError, IndexError):
+        return now
 
 
 def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:

@@ -109,6 +109,13 @@ class TrainedModel:
                 f"the model's outputs are {_listing(self.layout.outputs)}; the data has {_listing(data.output_names)}.",
                 "Rename the channels on import (a=b).",
             )
+        absent = [name for name in self.layout.outputs if name not in data.output_names]
+        foreign = [name for name in data.output_names if name not in known]
+        if absent and foreign:
+            raise CheckpointError(
+                f"the model's output '{absent[0]}' is not in the data, which has '{foreign[0]}' instead.",
+                "Rename the channel on import (a=b), or leave it out of the file.",
+            )
         units = {**data.units, **data.inputs.units, "time": data.time_unit}
         for name, unit in {**self.units, "time": self.time_unit}.items():
             other = units.get(name, "")

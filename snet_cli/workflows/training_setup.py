@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -77,7 +78,13 @@ def lay_out(choice: ModelChoice, data: Trajectories) -> StateLayout:
     return lay_out_states(data.output_names, None if required is None else required.states, dict(second_order))
 
 
-def prepare(options: FitOptions, common: CommonOptions, data: Trajectories, device: torch.device) -> Setup:
+def prepare(
+    options: FitOptions,
+    common: CommonOptions,
+    data: Trajectories,
+    device: torch.device,
+    deadline: float = math.inf,
+) -> Setup:
     """Step 0, the problem on its nodes, and a new model.
 
     Raises
@@ -98,7 +105,7 @@ def prepare(options: FitOptions, common: CommonOptions, data: Trajectories, devi
         dtype=dtype,
         source=choice.source,
     ).to(device)
-    zero = fit_step_zero(options, common, data, choice, layout)
+    zero = fit_step_zero(options, common, data, choice, layout, deadline)
     problem = build_problem(options, data, layout, zero, model.constants, space.inputs, device)
     model.fit_normalization(problem.node_data())
     first = zero.mesh.first_element[:-1]
@@ -124,7 +131,12 @@ def _hold(data: Trajectories) -> tuple[tuple[str, ...], tuple[str, ...]]:
 
 
 def fit_step_zero(
-    options: FitOptions, common: CommonOptions, data: Trajectories, choice: ModelChoice, layout: StateLayout
+    options: FitOptions,
+    common: CommonOptions,
+    data: Trajectories,
+    choice: ModelChoice,
+    layout: StateLayout,
+    deadline: float = math.inf,
 ) -> StepZero:
     """Step 0 as the options ask for it."""
     second_order = choice.options.second_order if isinstance(choice.options, MlpOptions) else {}
@@ -137,6 +149,7 @@ def fit_step_zero(
         known_start=options.x0 != "free",
         scaled_misfit=options.scaled,
         seed=stream(common.seed, STREAM_HELD_OUT),
+        deadline=deadline,
     )
 
 
