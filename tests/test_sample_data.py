@@ -92,6 +92,7 @@ def shortened(folder: Path) -> Path:
     return script
 
 
+@pytest.mark.slow  # .ci/run runs it in full
 def test_the_quickstart_ends_with_scores_and_a_picture_in_a_folder_of_its_own(tmp_path: Path) -> None:
     environment = {**os.environ, "PATH": f"{tmp_path / 'bin'}:{PATH}"}
     work = tmp_path / "elsewhere"
