@@ -31,6 +31,7 @@ from snet_cli.data.derivatives import add_rate, unwrap_angle
 from snet_cli.data.merging import merge
 from snet_cli.data.recording import Recording, assemble
 from snet_cli.data.splits import assign_split
+from snet_cli.data.storage import MAX_BYTES
 from snet_cli.data.table_arrays import read_arrays
 from snet_cli.data.table_csv import read_csv
 from snet_cli.data.table_mat import open_mat5, open_mat73
@@ -38,9 +39,6 @@ from snet_cli.data.table_npz import open_npz
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.windows import cut, thin
 from snet_cli.errors import DataError, UsageError
-
-DEFAULT_MAX_BYTES = 2**30
-"""Largest size, stored or declared, of a file that is read: 16 GiB."""
 
 ID_BYTES = 64
 """Longest name of a trajectory that a file can hold."""
@@ -98,7 +96,7 @@ def import_tables(
     derive: str = "",
     init_window: int = 0,
     split: str = "",
-    max_bytes: int = DEFAULT_MAX_BYTES,
+    max_bytes: int = MAX_BYTES,
 ) -> Imported:
     """Trajectories of recorded tables.
 

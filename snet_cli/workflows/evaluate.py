@@ -13,7 +13,6 @@ from snet_cli.data.options import CommonOptions
 from snet_cli.data.storage import check_no_input_is_overwritten, check_output, write_atomic
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.trajectory_file import load_with_notes, save_trajectories
-from snet_cli.errors import CheckpointError
 from snet_cli.evaluation.csv_out import forecast_csv
 from snet_cli.evaluation.options import EvaluateOptions
 from snet_cli.evaluation.plots import check_folder, write_pictures
@@ -69,10 +68,6 @@ def evaluate(
     options, common, report = options or EvaluateOptions(), common or CommonOptions(), report or Silent()
     device = choose_device(common.device)
     loaded = load_checkpoint_with_notes(model, max_bytes=common.max_bytes)
-    if loaded.checkpoint.kind != "model":
-        raise CheckpointError(
-            f"{model}: holds the state of an unfinished run, not a model.", "Finish it: snet fit ... --resume"
-        )
     source = None if options.model is None else read_source(options.model)
     trained = from_checkpoint(loaded.checkpoint, model, source)
     data_file = load_with_notes(test, max_bytes=common.max_bytes, allow_missing_channels=True)

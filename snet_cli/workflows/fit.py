@@ -79,11 +79,10 @@ def fit(
     options, common, report = options or FitOptions(), common or CommonOptions(), report or Silent()
     if not dry_run:
         check_output(output, force)
-        for path in (output, metrics):
-            if path is not None:
-                validation = options.validation if isinstance(options.validation, str) else None
-                check_no_input_is_overwritten(path, train, validation)
+        validation = options.validation if isinstance(options.validation, str) else None
+        check_no_input_is_overwritten(output, train, validation)
         if metrics is not None:
+            check_no_input_is_overwritten(metrics, train, validation)
             check_output(metrics, force)
     device = choose_device(common.device)
     data = load_fit_data(train, options, common, report)

@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 
 from snet_cli.data.checkpoint_file import load_checkpoint
-from snet_cli.errors import CheckpointError
 from snet_cli.models.user import UserSource, read_source
 from snet_cli.workflows.trained_model import TrainedModel, from_checkpoint
 
@@ -72,9 +71,4 @@ def load(path: str | Path, model: str | None = None) -> PhysicalModel:
 
 def load_trained(path: str, source: UserSource | None = None) -> TrainedModel:
     """The trained model of a checkpoint with all that a forecast needs."""
-    checkpoint = load_checkpoint(path)
-    if checkpoint.kind != "model":
-        raise CheckpointError(
-            f"{path}: holds the state of an unfinished run, not a model.", "Finish it: snet fit ... --resume"
-        )
-    return from_checkpoint(checkpoint, path, source)
+    return from_checkpoint(load_checkpoint(path), path, source)

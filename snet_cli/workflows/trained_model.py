@@ -194,9 +194,13 @@ def from_checkpoint(checkpoint: Checkpoint, path: str, source: UserSource | None
     Raises
     ------
     CheckpointError
-        If the contract or the weights do not make sense, or the model's own file has to be named and was not, or
-        has changed.
+        If it is no model, if the contract or the weights do not make sense, or if the model's own file has to be
+        named and was not, or has changed.
     """
+    if checkpoint.kind != "model":
+        raise CheckpointError(
+            f"{path}: holds the state of an unfinished run, not a model.", "Finish it: snet fit ... --resume"
+        )
     contract = checkpoint.contract
     tree = contract.get("model")
     if isinstance(tree, dict) and tree.get("name") == "user":
