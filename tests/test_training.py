@@ -22,7 +22,7 @@ from snet_cli.training.method import Step
 from snet_cli.training.options import FitOptions, ThetaStepOptions
 from snet_cli.training.problem import Residual
 from snet_cli.training.state_layout import lay_out_states
-from snet_cli.workflows.methods import prior_strength
+from snet_cli.workflows.build_delta import prior_strength
 from snet_cli.workflows.training_setup import prepare
 from tests.shooting_cases import held, recording
 from tests.training_cases import network, pendulums, problem_of, series, spirals, true_spiral

@@ -18,12 +18,13 @@ from snet_cli.training.loop import FitResult, Limits, Progress, run
 from snet_cli.training.options import FitOptions
 from snet_cli.workflows.fit_data import FitData, load_fit_data
 from snet_cli.workflows.honest_end import RolloutScore, rollout_score
-from snet_cli.workflows.methods import Ingredients, Training, build_training, iterations_of
+from snet_cli.workflows.methods import build_training, iterations_of
 from snet_cli.workflows.metrics_file import MetricsFile
 from snet_cli.workflows.provenance import history_line, provenance
 from snet_cli.workflows.reporter import Reporter, Silent, Tick
 from snet_cli.workflows.resources import choose_device, peak_memory_mb, set_threads
 from snet_cli.workflows.trained_model import to_checkpoint
+from snet_cli.workflows.training_plan import Ingredients, Training
 from snet_cli.workflows.training_setup import Setup, prepare
 
 SHORTEST_ROLLOUT_LIMIT = 30.0

@@ -1,0 +1,64 @@
+"""δ-SNet from the set-up: what is held out, the prior on the weights, and its limits."""
+
+from __future__ import annotations
+
+import math
+
+from snet_cli.training.delta import Delta
+from snet_cli.training.options import PAPER_ITERATIONS, FitOptions
+from snet_cli.training.problem import Problem
+from snet_cli.workflows.training_plan import Ingredients, MethodEntry, Training, iteration_limit, validation_problem
+from snet_cli.workflows.training_setup import STREAM_HELD_OUT, Setup, stream
+
+DEFAULT_ITERATIONS = {"lbfgs": 1500, "adam": 2000}
+"""Limits outside the preset: L-BFGS has gained what a forecast can show by then (README, "What it reaches")."""
+
+HELD_OUT_SHARE = 0.1
+"""Share of the elements whose residual only decides when to stop, where there is no validation data."""
+
+FEWEST_ELEMENTS_TO_SHARE = 20
+
+PATIENCE = 100
+"""Iterations without a better held-out score after which training has converged."""
+
+
+def _iterations(options: FitOptions) -> int:
+    return PAPER_ITERATIONS["delta"] if options.preset == "paper" else DEFAULT_ITERATIONS[options.theta_step.name]
+
+
+def _build(parts: Ingredients) -> Training:
+    """δ-SNet: L-BFGS stops on held-out elements where there is no validation data."""
+    options, setup = parts.options, parts.setup
+    problem, held_out, patience = _held_out(parts)
+    prior = prior_strength(setup) if options.prior == "auto" else options.prior
+    method = Delta(problem, setup.trained.model, options.theta_step, setup.step_zero.misfit, held_out, prior)
+    return Training(
+        method, iteration_limit(options, DELTA), patience, options.theta_step.name == "lbfgs", method.theta is None
+    )
+
+
+DELTA = MethodEntry(_build, _iterations)
+
+
+def prior_strength(setup: Setup) -> float:
+    """λ of λ|θ|²: the residual that the samples' noise leaves even with the true f, per scalar equation.
+
+    R is then σ² times a chi-square of that many degrees of freedom over their number, and R + λ|θ|² the log of the
+    posterior under weights of standard deviation one (MacKay 1992). Noise-free data gives next to no prior.
+    """
+    zero = setup.step_zero
+    scale = setup.problem.scale.cpu().numpy()
+    equations = zero.mesh.elements * zero.mesh.basis.order * scale.size
+    return float((scale**2 * zero.rate_variance).sum() / equations)
+
+
+def _held_out(parts: Ingredients) -> tuple[Problem, Problem | None, float]:
+    """The problem to train on, the one that chooses the best θ, and the patience that goes with it."""
+    setup, options = parts.setup, parts.options
+    if parts.data.validation is not None:
+        return setup.problem, validation_problem(parts), math.inf
+    generic = options.theta_step.name == "lbfgs" and options.preset is None
+    if generic and setup.step_zero.mesh.elements >= FEWEST_ELEMENTS_TO_SHARE:
+        train, held = setup.problem.split_elements(HELD_OUT_SHARE, stream(parts.common.seed, STREAM_HELD_OUT))
+        return train, held, PATIENCE
+    return setup.problem, None, math.inf
