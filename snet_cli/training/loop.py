@@ -41,7 +41,7 @@ class Limits:
     tolerance : float
         δ: the method's total at which it has converged.
     deadline : float
-        Reading of `time.perf_counter` after which no iteration starts; infinity for none.
+        Reading of the clock after which no iteration starts; infinity for none.
     patience : float
         Iterations without a better held-out score after which the method has converged.
     stop_when_stalled : bool
@@ -97,6 +97,8 @@ def run(
     limits: Limits,
     report: Callable[[Progress], None] = lambda progress: None,
     should_stop: Callable[[], bool] = lambda: False,
+    is_enough: Callable[[Progress], bool] = lambda progress: False,
+    clock: Callable[[], float] = time.perf_counter,
 ) -> FitResult:
     """Iterate until a limit, convergence, a request to stop, or numbers that are not finite.
 
@@ -106,8 +108,13 @@ def run(
         Called after every iteration; must be cheap.
     should_stop : callable
         Asked before every iteration.
+    is_enough : callable
+        Asked after every iteration; where it says so, training has converged and this θ is kept.
+    clock : callable
+        Tells the time in seconds, for `Limits.deadline` and `FitResult.seconds`; one that stands still while
+        `is_enough` measures keeps that out of both.
     """
-    begin = time.perf_counter()
+    begin = clock()
     keeper = _Keeper(method)
     history: list[tuple[float, float, float, float]] = []
     status: Status = "iterations"
@@ -116,7 +123,7 @@ def run(
         if should_stop():
             status = "stopped"
             break
-        if time.perf_counter() >= limits.deadline:
+        if clock() >= limits.deadline:
             status = "max-time"
             break
         step = method.step()
@@ -126,13 +133,17 @@ def run(
         last = step
         held_out = keeper.look(iteration, last=iteration == limits.iterations)
         history.append((step.residual, step.misfit, step.total, math.nan if held_out is None else held_out))
-        seconds = time.perf_counter() - begin
-        report(Progress(iteration, step.residual, step.misfit, step.total, held_out, seconds))
+        progress = Progress(iteration, step.residual, step.misfit, step.total, held_out, clock() - begin)
+        report(progress)
+        if is_enough(progress):
+            keeper.keep(iteration)
+            status = "converged"
+            break
         gained_nothing = _stalled(history) or iteration - keeper.best_iteration > limits.patience
         if step.total <= limits.tolerance or (limits.stop_when_stalled and gained_nothing):
             status = "converged"
             break
-    if status != "diverged":
+    if status != "diverged" and not keeper.kept:
         keeper.look(len(history), last=True)
     keeper.restore_best(diverged=status == "diverged")
     return FitResult(
@@ -143,7 +154,7 @@ def run(
         np.array(history, dtype=np.float64).reshape(-1, 4),
         keeper.best_iteration or len(history),
         keeper.best_score,
-        time.perf_counter() - begin,
+        clock() - begin,
     )
 
 
@@ -164,6 +175,7 @@ class _Keeper:
         self.best_score: float | None = None
         self.best: list[Tensor] | None = None
         self.good = self._copy()
+        self.kept = False
 
     def _copy(self) -> list[Tensor]:
         return [parameter.detach().clone() for parameter in self.method.model.parameters()]
@@ -182,6 +194,10 @@ class _Keeper:
         if self.best_score is None or float(score) < self.best_score:
             self.best_score, self.best_iteration, self.best = float(score), iteration, current
         return float(score)
+
+    def keep(self, iteration: int) -> None:
+        """Take the θ of now for the best, whatever the held-out data says."""
+        self.best_iteration, self.best, self.kept = iteration, self._copy(), True
 
     def restore_best(self, *, diverged: bool) -> None:
         """Put the best θ into the model: by held-out score, else the last finite one after a divergence."""

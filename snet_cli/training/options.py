@@ -24,6 +24,15 @@ class ThetaStepOptions(BaseModel):
     steps: Count = Field(default=10, description="N_t of alpha: steps on the weights in each iteration.")
 
 
+class SolverOptions(BaseModel):
+    """How exactly the solver baselines integrate."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    rtol: Positive = Field(default=1e-7, description="Relative error per step of DoPr5.")
+    atol: Positive = Field(default=1e-9, description="Absolute error per step of DoPr5.")
+
+
 class FitOptions(BaseModel):
     """What `snet fit` trains, with which method, and when it stops."""
 
@@ -61,6 +70,9 @@ class FitOptions(BaseModel):
         description="λ of the term λ|θ|² beside R; auto: what the noise of the data leaves in ẋ, per equation.",
     )
     theta_step: ThetaStepOptions = Field(default=ThetaStepOptions(), description="How the weights move.")
+    solver: SolverOptions = Field(
+        default=SolverOptions(), description="Tolerances of the solver baselines, as in the paper."
+    )
     state_step: StateStepOptions = Field(default=StateStepOptions(), description="alpha: how the trajectories move.")
     gamma: Gamma = Field(
         default="auto", description="γ of alpha, the weight of the misfit; auto: so that the misfit ends at the noise."

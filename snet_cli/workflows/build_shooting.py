@@ -42,7 +42,7 @@ def shooting_entry(name: str) -> MethodEntry:
             batches(data.train),
             setup.layout.observation,
             rate=options.theta_step.rate,
-            tolerances=SolverTolerances(max_memory=limit),
+            tolerances=SolverTolerances(options.solver.rtol, options.solver.atol, max_memory=limit),
             held_out=() if data.validation is None else batches(data.validation),
         )
         return Training(method, iteration_limit(options, entry))
