@@ -115,9 +115,9 @@ def test_the_relaxed_score_is_the_minimum_over_x_and_ranks_models_by_their_truth
 
 def test_a_warm_start_does_not_change_the_score():
     data, _, relaxed, nodes = relaxed_spirals(5)
-    scorer = RelaxedScorer(relaxed, nodes)
-    scorer.score(network(data), 1.0)
-    again = scorer.score(true_spiral(), 1.0).total
+    scorer = RelaxedScorer(relaxed, nodes, 1.0)
+    scorer.score(network(data))
+    again = scorer.score(true_spiral()).total
     assert again == pytest.approx(relaxed_score(relaxed, nodes, true_spiral(), 1.0).total, rel=1e-3)
 
 

@@ -38,6 +38,7 @@ def command(
     integrator: Annotated[Text, flag(EvaluateOptions, "integrator", "dopri5|euler")] = None,
     rtol: Annotated[Text, flag(EvaluateOptions, "rtol", "TOL")] = None,
     atol: Annotated[Text, flag(EvaluateOptions, "atol", "TOL")] = None,
+    relaxed: Annotated[flags.Switch, flag(EvaluateOptions, "relaxed")] = None,
     plot: Annotated[Text, flag(EvaluateOptions, "plot", "DIR")] = None,
     require: Annotated[list[str] | None, flag(EvaluateOptions, "require", "'mse<=0.02'")] = None,
     config: flags.Config = None,
@@ -90,4 +91,9 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
         *columns(rows),
     ]
     lines += [] if truth is None else [f"mse against the truth: {number(truth)}"]
+    if (relaxed := result["relaxed"]) is not None:
+        lines.append(
+            f"without integration (relaxed): total {number(relaxed['total'])}, residual {number(relaxed['residual'])}, "
+            f"misfit {number(relaxed['misfit'])}; mse of the rollout {number(result['mse'])}"
+        )
     return lines

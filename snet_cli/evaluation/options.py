@@ -38,6 +38,10 @@ class EvaluateOptions(BaseModel):
     )
     rtol: Tolerance = Field(default=1e-7, description="Relative tolerance of dopri5.")
     atol: Tolerance = Field(default=1e-9, description="Absolute tolerance of dopri5, times each state's scale.")
+    relaxed: bool = Field(
+        default=False,
+        description="Score the model without solving the ODE as well: what Eq. 4 leaves on the series of the data.",
+    )
     plot: str | None = Field(default=None, description="Folder for pictures (PNG).")
     require: Annotated[list[str], BeforeValidator(listed)] = Field(
         default=[], description="Bound that must hold, such as 'mse<=0.02'; else exit 7. May be repeated."

@@ -112,10 +112,10 @@ class Alpha:
         return Step(residual, error, self.gamma * error + residual)
 
     def held_out(self) -> Tensor | None:
-        """J of the held-out trajectories, their X minimising Eq. 4 with θ fixed (Sec. 7)."""
+        """J of the held-out trajectories at the scorer's γ, their X minimising Eq. 4 with θ fixed (Sec. 7)."""
         if self.scorer is None:
             return None
-        return torch.tensor(self.scorer.score(self.model, self.gamma).total)
+        return torch.tensor(self.scorer.score(self.model).total)
 
     def _move_states(self) -> None:
         if self.threshold is not None:

@@ -28,7 +28,7 @@ STALL_GAIN = 1e-6
 """Relative decrease over the window below which further iterations cannot change a forecast."""
 
 HELD_OUT_EVERY = 5
-"""Iterations between two looks at held-out data."""
+"""Iterations between two looks at held-out data, unless a look is expensive."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,8 @@ class Limits:
         Reading of the clock after which no iteration starts; infinity for none.
     patience : float
         Iterations without a better held-out score after which the method has converged.
+    look_every : int
+        Iterations between two looks at held-out data.
     stop_when_stalled : bool
         Whether a method that gains nothing any more counts as converged (deterministic line searches do stall).
     """
@@ -52,6 +54,7 @@ class Limits:
     tolerance: float = 0.0
     deadline: float = math.inf
     patience: float = math.inf
+    look_every: int = HELD_OUT_EVERY
     stop_when_stalled: bool = True
 
 
@@ -115,7 +118,7 @@ def run(
         `is_enough` measures keeps that out of both.
     """
     begin = clock()
-    keeper = _Keeper(method)
+    keeper = _Keeper(method, limits.look_every)
     history: list[tuple[float, float, float, float]] = []
     status: Status = "iterations"
     last = Step(math.nan, math.nan, math.nan)
@@ -169,8 +172,8 @@ def _stalled(history: list[tuple[float, float, float, float]]) -> bool:
 class _Keeper:
     """Copies of θ: the best on held-out data, and the last that was finite."""
 
-    def __init__(self, method: Method) -> None:
-        self.method = method
+    def __init__(self, method: Method, look_every: int) -> None:
+        self.method, self.look_every = method, look_every
         self.best_iteration = 0
         self.best_score: float | None = None
         self.best: list[Tensor] | None = None
@@ -182,7 +185,7 @@ class _Keeper:
 
     def look(self, iteration: int, *, last: bool) -> float | None:
         """Score held-out data now and then, and remember θ while everything is finite."""
-        if not last and iteration % HELD_OUT_EVERY:
+        if not last and iteration % self.look_every:
             return None
         current = self._copy()
         if not all(bool(torch.isfinite(p).all()) for p in current):

@@ -13,23 +13,31 @@ from snet_cli.training.alpha_mesh import refine_for_alpha
 from snet_cli.training.alpha_options import ALPHA_PAPER_ITERATIONS, AlphaOptions
 from snet_cli.training.gamma import NoiseLevelGamma, estimated_noise
 from snet_cli.training.gamma_search import plan_gamma, search_gamma
+from snet_cli.training.loop import HELD_OUT_EVERY
 from snet_cli.training.method_choice import EXACT, samples_per_unknown
 from snet_cli.training.options import FitOptions
-from snet_cli.training.relaxed import channel_scale, known_noise, known_start_mask, nodes_of, relax
-from snet_cli.training.relaxed_score import RelaxedScorer
+from snet_cli.training.relaxed import channel_scale, known_noise, known_start_mask, relax
+from snet_cli.training.relaxed_score import REFERENCE_GAMMA
 from snet_cli.training.step_zero import StepZero
+from snet_cli.workflows.held_out import HeldOut
 from snet_cli.workflows.training_plan import (
     Ingredients,
     MethodEntry,
     Training,
     iteration_limit,
+    look_every,
     problem_of,
-    validation_problem,
+    relaxed_rule,
+    validation_of,
 )
 from snet_cli.workflows.training_setup import STREAM_PERTURBATION, fit_step_zero, stream
 
 ALPHA_ITERATIONS = 200
 """Iterations of α-SNet outside the preset: its loss has settled by then."""
+
+
+SCORE_COST = 2.0
+"""Iterations that scoring as many elements as are trained on takes at most; on the vehicle 1.1 (one or two x-steps)."""
 
 
 def _iterations(options: FitOptions) -> int:
@@ -69,17 +77,36 @@ def _build(parts: Ingredients) -> Training:
         search=lambda: search_gamma(problem, relaxed, model, alpha_options, options.theta_step, seed=seed),
         exact=exact,
     )
-    scorer = None
-    if data.validation is not None and not isinstance(plan.gamma, NoiseLevelGamma):
-        other = validation_problem(parts)
-        scorer = RelaxedScorer(relax(other, data.validation, channels), nodes_of(other))
+    gamma = REFERENCE_GAMMA if isinstance(plan.gamma, NoiseLevelGamma) else plan.gamma
+    rule = relaxed_rule(parts, problem, gamma, free=free)
+    validation = validation_of(parts, rule)
     method = Alpha(
-        problem, relaxed, model, alpha_options, options.theta_step, gamma=plan.gamma, held_out=scorer, seed=seed
+        problem,
+        relaxed,
+        model,
+        alpha_options,
+        options.theta_step,
+        gamma=plan.gamma,
+        held_out=None if validation is None else validation.scorer(),
+        seed=seed,
     )
-    return Training(method, iteration_limit(options, ALPHA), mesh=zero.mesh, notes=(plan.reason,))
+    return Training(
+        method,
+        rule,
+        iteration_limit(options, ALPHA),
+        mesh=zero.mesh,
+        notes=(plan.reason,),
+        validation=validation,
+        look_every=HELD_OUT_EVERY if validation is None else look_every(_cost_of_score(validation, zero)),
+    )
 
 
 ALPHA = MethodEntry(_build, _iterations)
+
+
+def _cost_of_score(validation: HeldOut, zero: StepZero) -> float:
+    """Iterations that a score costs."""
+    return SCORE_COST * validation.problem.mesh.elements / zero.mesh.elements
 
 
 def _is_exact(zero: StepZero, data: Trajectories) -> bool:

@@ -7,7 +7,15 @@ import math
 from snet_cli.training.delta import Delta
 from snet_cli.training.options import PAPER_ITERATIONS, FitOptions
 from snet_cli.training.problem import Problem
-from snet_cli.workflows.training_plan import Ingredients, MethodEntry, Training, iteration_limit, validation_problem
+from snet_cli.workflows.held_out import HeldOut
+from snet_cli.workflows.training_plan import (
+    Ingredients,
+    MethodEntry,
+    Training,
+    iteration_limit,
+    relaxed_rule,
+    validation_of,
+)
 from snet_cli.workflows.training_setup import STREAM_HELD_OUT, Setup, stream
 
 DEFAULT_ITERATIONS = {"lbfgs": 1500, "adam": 2000}
@@ -29,11 +37,19 @@ def _iterations(options: FitOptions) -> int:
 def _build(parts: Ingredients) -> Training:
     """δ-SNet: L-BFGS stops on held-out elements where there is no validation data."""
     options, setup = parts.options, parts.setup
-    problem, held_out, patience = _held_out(parts)
+    rule = relaxed_rule(parts, setup.problem)
+    validation = validation_of(parts, rule)
+    problem, held_out, patience = _held_out(parts, validation)
     prior = prior_strength(setup) if options.prior == "auto" else options.prior
     method = Delta(problem, setup.trained.model, options.theta_step, setup.step_zero.misfit, held_out, prior)
     return Training(
-        method, iteration_limit(options, DELTA), patience, options.theta_step.name == "lbfgs", method.theta is None
+        method,
+        rule,
+        iteration_limit(options, DELTA),
+        patience,
+        stalls=options.theta_step.name == "lbfgs",
+        closed_form=method.theta is None,
+        validation=validation,
     )
 
 
@@ -52,11 +68,11 @@ def prior_strength(setup: Setup) -> float:
     return float((scale**2 * zero.rate_variance).sum() / equations)
 
 
-def _held_out(parts: Ingredients) -> tuple[Problem, Problem | None, float]:
+def _held_out(parts: Ingredients, validation: HeldOut | None) -> tuple[Problem, Problem | None, float]:
     """The problem to train on, the one that chooses the best θ, and the patience that goes with it."""
     setup, options = parts.setup, parts.options
-    if parts.data.validation is not None:
-        return setup.problem, validation_problem(parts), math.inf
+    if validation is not None:
+        return setup.problem, validation.problem, math.inf
     generic = options.theta_step.name == "lbfgs" and options.preset is None
     if generic and setup.step_zero.mesh.elements >= FEWEST_ELEMENTS_TO_SHARE:
         train, held = setup.problem.split_elements(HELD_OUT_SHARE, stream(parts.common.seed, STREAM_HELD_OUT))

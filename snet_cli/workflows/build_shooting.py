@@ -8,7 +8,14 @@ from snet_cli.data.trajectories import Trajectories
 from snet_cli.spectral.fitting import channel_scales
 from snet_cli.training.options import SHOOTING_ITERATIONS
 from snet_cli.training.shooting_batches import ShootingBatch, batch_trajectories
-from snet_cli.workflows.training_plan import Ingredients, MethodEntry, Training, iteration_limit
+from snet_cli.workflows.training_plan import (
+    Ingredients,
+    MethodEntry,
+    Training,
+    iteration_limit,
+    relaxed_rule,
+    validation_of,
+)
 
 SHOOTING_METHODS = ("bkpr-euler", "bkpr-dopri5", "adj-euler", "adj-dopri5", "anode")
 
@@ -21,6 +28,7 @@ def shooting_entry(name: str) -> MethodEntry:
 
         options, setup, data = parts.options, parts.setup, parts.data
         model = setup.trained.model
+        rule = relaxed_rule(parts, setup.problem)
 
         def batches(part: Trajectories) -> tuple[ShootingBatch, ...]:
             return batch_trajectories(
@@ -45,7 +53,7 @@ def shooting_entry(name: str) -> MethodEntry:
             tolerances=SolverTolerances(options.solver.rtol, options.solver.atol, max_memory=limit),
             held_out=() if data.validation is None else batches(data.validation),
         )
-        return Training(method, iteration_limit(options, entry))
+        return Training(method, rule, iteration_limit(options, entry), validation=validation_of(parts, rule))
 
     entry = MethodEntry(build, lambda options: SHOOTING_ITERATIONS)
     return entry

@@ -2,25 +2,30 @@
 
 from __future__ import annotations
 
+import math
 import time
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import torch
 
 from snet_cli.data.checkpoint_file import load_checkpoint_with_notes
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.storage import check_no_input_is_overwritten, check_output, write_atomic
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.trajectory_file import load_with_notes, save_trajectories
+from snet_cli.errors import CheckpointError
 from snet_cli.evaluation.csv_out import forecast_csv
 from snet_cli.evaluation.options import EvaluateOptions
 from snet_cli.evaluation.plots import check_folder, write_pictures
-from snet_cli.evaluation.report import build_report
+from snet_cli.evaluation.report import Relaxed, build_report
 from snet_cli.evaluation.requirements import parse_requirements
 from snet_cli.forecasting.rollout import Forecast, rollout
 from snet_cli.forecasting.windows import Windows, plan_windows
 from snet_cli.models.user import read_source
+from snet_cli.training.relaxed_score import RelaxedRule
+from snet_cli.workflows.held_out import hold_out, scorable
 from snet_cli.workflows.provenance import history_line, provenance
 from snet_cli.workflows.reporter import Reporter, Silent
 from snet_cli.workflows.resources import choose_device, set_threads
@@ -75,6 +80,8 @@ def evaluate(
         report.note(note)
     data = data_file.trajectories if options.split is None else data_file.trajectories.of_split(options.split)
     trained.check_fits(data)
+    if options.relaxed:
+        _require_rule(trained, model)
     parse_requirements(options.require, trained.layout.outputs)  # a bound that names nothing fails before any work
     set_threads(common.threads, len(data) * EVALUATION_WIDTH)
     windows = plan_windows(data, horizon=options.horizon, from_every=options.from_every)
@@ -85,6 +92,7 @@ def evaluate(
         check_folder(options.plot, force)
     if dry_run:
         return _plan(trained, data, windows)
+    relaxed = _relaxed(trained, model, data, options, common, device, report)
     forecast = rollout(
         trained.forecast_model(device),
         data,
@@ -108,11 +116,40 @@ def evaluate(
         forecast,
         integrator=options.integrator,
         trajectories=len(data),
+        relaxed=relaxed,
         seconds=time.perf_counter() - started,
         output=output,
         pictures=tuple(str(path) for path in pictures),
     )
     return {"command": "evaluate", **summary.to_json()}
+
+
+def _require_rule(trained: TrainedModel, path: str) -> RelaxedRule:
+    """How the model is scored without integration."""
+    if trained.rule is None:
+        raise CheckpointError(
+            f"{path}: the checkpoint is of a version that kept no scales for --relaxed.",
+            "Train it again, or leave --relaxed out.",
+        )
+    return trained.rule
+
+
+def _relaxed(
+    trained: TrainedModel,
+    path: str,
+    data: Trajectories,
+    options: EvaluateOptions,
+    common: CommonOptions,
+    device: torch.device,
+    report: Reporter,
+) -> Relaxed | None:
+    """Eq. 4 on the whole recordings, no ODE solved; None unless it is asked for and can be had."""
+    part = scorable(trained, data, report.note) if options.relaxed else None
+    if part is None:
+        return None
+    held_out = hold_out(trained, _require_rule(trained, path), part, common, device)
+    score = held_out.scorer().score(trained.model.to(device))
+    return Relaxed(*(value if math.isfinite(value) else None for value in score))
 
 
 def _plan(trained: TrainedModel, data: Trajectories, windows: Windows) -> dict[str, Any]:

@@ -23,6 +23,7 @@ from snet_cli.models.options import MODEL_OPTIONS
 from snet_cli.models.registry import build_model
 from snet_cli.models.user import UserSource
 from snet_cli.training.problem import Problem
+from snet_cli.training.relaxed_score import RelaxedRule
 from snet_cli.training.state_layout import StateLayout
 
 FloatArray = NDArray[np.float64]
@@ -50,6 +51,8 @@ class TrainedModel:
     centre, scale, start : ndarray, shape (n,)
         Training mean and range of each state, and the mean start estimated in training.
     source : UserSource or None
+    rule : RelaxedRule or None
+        How the model is scored without integration; None in checkpoints that are older than the score.
     """
 
     model: Model
@@ -64,6 +67,7 @@ class TrainedModel:
     scale: FloatArray
     start: FloatArray
     source: UserSource | None = None
+    rule: RelaxedRule | None = None
 
     def forecast_model(self, device: torch.device) -> ForecastModel:
         """What `forecasting` needs: f in float64 on the device, and names and scales."""
@@ -167,6 +171,7 @@ def to_checkpoint(
         "model": trained.model_options,
         "user_class": None if trained.source is None else trained.source.class_name,
         "dtype": str(next((p.dtype for p in trained.model.parameters()), torch.float64)).removeprefix("torch."),
+        "relaxed": None if trained.rule is None else trained.rule.to_json(),
     }
     state = {name: value.detach().cpu().numpy() for name, value in trained.model.state_dict().items()}
     return Checkpoint(
@@ -213,7 +218,7 @@ def from_checkpoint(checkpoint: Checkpoint, path: str, source: UserSource | None
             np.array(contract["observation"], dtype=np.float64).reshape(len(contract["outputs"]), len(space.states)),
             tuple((int(v), int(q)) for v, q in contract["derived"]),
         )
-        tree = dict(contract["model"])
+        tree, rule = dict(contract["model"]), contract.get("relaxed")
         name = str(tree["name"])
         options = MODEL_OPTIONS[name].model_validate(tree)
         dtype = {"float32": torch.float32, "float64": torch.float64}[str(contract["dtype"])]
@@ -232,6 +237,7 @@ def from_checkpoint(checkpoint: Checkpoint, path: str, source: UserSource | None
             np.asarray(checkpoint.normalization["scale"], dtype=np.float64),
             np.asarray(checkpoint.normalization["start"], dtype=np.float64),
             source if name == "user" else None,
+            None if rule is None else RelaxedRule.from_json(rule, len(space.states), len(layout.outputs)),
         )
     except CheckpointError:
         raise

@@ -12,12 +12,19 @@ import torch
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.spectral.mesh import Mesh
+from snet_cli.training.loop import HELD_OUT_EVERY
 from snet_cli.training.method import Method
 from snet_cli.training.options import FitOptions
 from snet_cli.training.problem import Problem
+from snet_cli.training.relaxed import channel_scale, known_noise
+from snet_cli.training.relaxed_score import RelaxedRule
 from snet_cli.training.step_zero import StepZero
 from snet_cli.workflows.fit_data import FitData
-from snet_cli.workflows.training_setup import Setup, build_problem, fit_step_zero
+from snet_cli.workflows.held_out import HeldOut, hold_out
+from snet_cli.workflows.training_setup import Setup, build_problem
+
+LOOK_SHARE = 0.2
+"""Most of the training time that looking at held-out data may take."""
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,8 @@ class Training:
     Attributes
     ----------
     method : Method
+    rule : RelaxedRule
+        How the model is scored on other data without integration.
     iterations : int
         Most iterations.
     patience : float
@@ -39,15 +48,22 @@ class Training:
         The discretisation, where it is not step 0's.
     notes : tuple of str
         What was decided, and why.
+    validation : HeldOut or None
+        The validation data as `rule` scores it.
+    look_every : int
+        Iterations between two looks at held-out data.
     """
 
     method: Method
+    rule: RelaxedRule
     iterations: int
     patience: float = math.inf
     stalls: bool = False
     closed_form: bool = False
     mesh: Mesh | None = None
     notes: tuple[str, ...] = ()
+    validation: HeldOut | None = None
+    look_every: int = HELD_OUT_EVERY
 
 
 @dataclass(frozen=True)
@@ -81,12 +97,46 @@ def problem_of(parts: Ingredients, data: Trajectories, zero: StepZero) -> Proble
     )
 
 
-def validation_problem(parts: Ingredients) -> Problem:
-    """The validation data on elements of the length that training uses, measured in training's scales."""
-    setup, data = parts.setup, parts.data.validation
-    assert data is not None
-    mesh = setup.step_zero.mesh
-    elements = max(1, round(float((data.end - data.start).max()) / float(mesh.width.mean())))
-    fixed = parts.options.model_copy(update={"order": mesh.basis.order, "elements": elements})
-    zero = fit_step_zero(fixed, parts.common, data, setup.choice, setup.layout)
-    return problem_of(parts, data, zero).with_scale_of(setup.problem)
+def relaxed_rule(
+    parts: Ingredients, problem: Problem, gamma: float | None = None, *, free: bool = False
+) -> RelaxedRule:
+    """How other trajectories are scored: on elements of the length that training uses, in training's scales.
+
+    Parameters
+    ----------
+    problem : Problem
+        The one that is trained on.
+    gamma : float, optional
+        γ of the score; X stays at step 0 unless given.
+    free : bool
+        Whether x(t0) is free even where the file knows it.
+    """
+    data, options = parts.data.train, parts.options
+    channels = channel_scale(
+        data.outputs, known_noise(data.noise_std, parts.setup.layout.outputs), scaled=options.scaled
+    )
+    return RelaxedRule(
+        problem.mesh.basis.order,
+        float(problem.mesh.width.mean()),
+        tuple(problem.scale.tolist()),
+        tuple(channels.tolist()),
+        gamma,
+        not (free or options.x0 == "free"),
+    )
+
+
+def validation_of(parts: Ingredients, rule: RelaxedRule) -> HeldOut | None:
+    """The validation data as this rule scores it, where there is any."""
+    data = parts.data.validation
+    return None if data is None else hold_out(parts.setup.trained, rule, data, parts.common, parts.device)
+
+
+def look_every(cost: float) -> int:
+    """Iterations between two looks at held-out data: scoring takes at most `LOOK_SHARE` of the time of training.
+
+    Parameters
+    ----------
+    cost : float
+        Of a score, in iterations; counted, not timed, so that the same options give the same result.
+    """
+    return max(HELD_OUT_EVERY, math.ceil(cost / LOOK_SHARE))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -161,10 +162,17 @@ def build_problem(
     constants: tuple[str, ...],
     inputs: tuple[str, ...],
     device: torch.device,
+    fallback: Mapping[str, float] | None = None,
 ) -> Problem:
-    """Inputs at the nodes in the model's order, known constants behind them, and all of it on the device."""
+    """Inputs at the nodes in the model's order, known constants behind them, and all of it on the device.
+
+    Parameters
+    ----------
+    fallback : mapping of str to float, optional
+        Known constants that the data does not name.
+    """
     u = inputs_at_nodes(zero.mesh, data.inputs)[:, :, [data.inputs.names.index(name) for name in inputs]]
-    known = known_constants(data, constants)[zero.mesh.trajectory]
+    known = known_constants(data, constants, fallback)[zero.mesh.trajectory]
     held = np.broadcast_to(known[:, None, :], (*u.shape[:2], known.shape[1]))
     return assemble_problem(
         layout,
@@ -187,6 +195,17 @@ def _require_outputs(data: Trajectories) -> None:
             f"the channel '{empty[0]}' has no measured value in the trajectories to train on.",
             "Leave it out on import, or train on trajectories that measure it.",
         )
+    require_inputs_cover(data)
+
+
+def require_inputs_cover(data: Trajectories) -> None:
+    """Sampled inputs are known wherever there are samples.
+
+    Raises
+    ------
+    DataError
+        If a trajectory's inputs start later or end sooner than its outputs.
+    """
     if data.inputs.sampled is not None:
         tolerance = 0.01 * data.sampling_interval()
         late = np.flatnonzero(
