@@ -95,7 +95,7 @@ def fit(
         None if part is None else rollout_score(setup.trained, part, device, report, seconds)
         for part in (data.train, data.validation)
     ]
-    summary = summary_of(setup, training, result, scores[0], scores[1], data.validation is not None)
+    summary = summary_of(setup, training, result, scores[0], scores[1])
     checkpoint = checkpoint_of(setup, training, result, summary, data, options, common, device)
     save_checkpoint(output, checkpoint, force=force)
     return {

@@ -1,0 +1,186 @@
+"""One method on prepared data: what `fit` and `compare` share between the options and the checkpoint."""
+
+from __future__ import annotations
+
+import math
+import time
+from dataclasses import replace
+from typing import Any
+
+import torch
+
+from snet_cli import __version__
+from snet_cli.data.checkpoint_file import Checkpoint
+from snet_cli.data.options import CommonOptions
+from snet_cli.data.trajectories import Trajectories
+from snet_cli.spectral.mesh import Mesh
+from snet_cli.training.loop import FitResult, Limits, Progress
+from snet_cli.training.options import FitOptions
+from snet_cli.workflows.fit_data import FitData
+from snet_cli.workflows.honest_end import RolloutScore
+from snet_cli.workflows.provenance import history_line, provenance
+from snet_cli.workflows.reporter import Tick
+from snet_cli.workflows.resources import set_threads
+from snet_cli.workflows.trained_model import to_checkpoint
+from snet_cli.workflows.training_plan import Training
+from snet_cli.workflows.training_setup import Setup, prepare
+
+SEARCH_SHARE = 0.3
+"""Share of what is left of `--max-time` after which the search for order and elements takes its best so far."""
+
+
+def set_up(
+    options: FitOptions, common: CommonOptions, train: Trajectories, device: torch.device, started: float
+) -> Setup:
+    """Step 0, the problem and a new model, on as many threads as the work deserves.
+
+    Parameters
+    ----------
+    started : float
+        Reading of `time.perf_counter` from which `max_time` counts.
+    """
+    set_threads(common.threads, 0)
+    setup = prepare(options, common, train, device, _search_end(options, started))
+    set_threads(common.threads, setup.problem.t.numel() * _width(setup))
+    return setup
+
+
+def _search_end(options: FitOptions, started: float) -> float:
+    """When the search for order and elements has to end."""
+    if options.max_time is None:
+        return math.inf
+    now = time.perf_counter()
+    return now + SEARCH_SHARE * max(started + options.max_time - now, 0.0)
+
+
+def _width(setup: Setup) -> int:
+    """Widest layer of the model, at least its number of states."""
+    widths = [max(p.shape, default=1) for p in setup.trained.model.parameters()]
+    return max([len(setup.layout.states), *widths])
+
+
+def limits_of(training: Training, options: FitOptions, deadline: float) -> Limits:
+    """When this training ends; a closed form is one iteration."""
+    return Limits(
+        iterations=1 if training.closed_form else training.iterations,
+        tolerance=math.inf if training.closed_form else options.tolerance,
+        deadline=deadline,
+        patience=training.patience,
+        look_every=training.look_every,
+        look_every=training.look_every,
+        stop_when_stalled=training.stalls,
+    )
+
+
+def tick_of(progress: Progress, limits: Limits) -> Tick:
+    """What the terminal shows of an iteration."""
+    each = progress.seconds / progress.iteration
+    left = min(each * (limits.iterations - progress.iteration), limits.deadline - time.perf_counter())
+    return Tick(
+        "training",
+        progress.iteration,
+        limits.iterations,
+        residual=finite(progress.residual),
+        held_out=progress.held_out,
+        ms_each=1e3 * each,
+        seconds_left=max(left, 0.0),
+    )
+
+
+def summary_of(
+    setup: Setup,
+    training: Training,
+    result: FitResult,
+    train: RolloutScore | None,
+    validation: RolloutScore | None,
+) -> dict[str, Any]:
+    """The JSON of `fit` except for times, memory and the output's name."""
+    mesh = mesh_of(setup, training)
+    gamma = getattr(training.method, "gamma", None)
+    return {
+        "snet": __version__,
+        "command": "fit",
+        "method": training.method.name,
+        "model": setup.choice.name,
+        "status": result.status,
+        "iterations": result.iterations,
+        "loss": {
+            "total": finite(result.last.total),
+            "residual": finite(result.last.residual),
+            "misfit": finite(result.last.misfit),
+        },
+        "parameters": sum(p.numel() for p in setup.trained.model.parameters()),
+        "order": mesh.basis.order,
+        "elements": mesh.elements_of_longest,
+        "gamma": None if gamma is None else float(gamma),
+        "train_mse": None if train is None else train.mse,
+        "train_diverged": None if train is None else train.diverged,
+        "validation": None
+        if training.validation is None
+        else {
+            "relaxed": finite(training.validation.scorer().score(setup.trained.model).total),
+            "mse": None if validation is None else validation.mse,
+            "best_iteration": result.best_iteration,
+        },
+        "evaluations": result.evaluations,
+        "best_iteration": result.best_iteration,
+        "resumed_from": None,
+    }
+
+
+def mesh_of(setup: Setup, training: Training) -> Mesh:
+    """The discretisation that the method used."""
+    return setup.step_zero.mesh if training.mesh is None else training.mesh
+
+
+def checkpoint_of(
+    setup: Setup,
+    training: Training,
+    result: FitResult,
+    summary: dict[str, Any],
+    data: FitData,
+    options: FitOptions,
+    common: CommonOptions,
+    device: torch.device,
+) -> Checkpoint:
+    """The trained model with everything that a file keeps of its making."""
+    resolved = _resolved(options, common, setup, training, device)
+    record = provenance("fit", resolved, parents=data.parents)
+    return to_checkpoint(
+        replace(setup.trained, rule=training.rule),
+        {"fit": resolved, "result": _deterministic(summary)},
+        result.history,
+        record,
+        f"{setup.choice.name} model trained by {summary['method']}",
+        history_line(record, [data.train.history]),
+    )
+
+
+def _resolved(
+    options: FitOptions, common: CommonOptions, setup: Setup, training: Training, device: torch.device
+) -> dict[str, Any]:
+    """All options that can change the result, with what `auto` and unset ones came to."""
+    mesh = mesh_of(setup, training)
+    return {
+        **options.model_dump(mode="json", exclude={"validation", "max_time"}),
+        "method": training.method.name,
+        "model": setup.choice.tree,
+        "order": mesh.basis.order,
+        "elements": mesh.elements_of_longest,
+        "iterations": training.iterations,
+        "seed": common.seed,
+        "dtype": common.dtype,
+        "device": device.type,
+        "threads": torch.get_num_threads(),
+    }
+
+
+def _deterministic(summary: dict[str, Any]) -> dict[str, Any]:
+    """What of the summary depends on options, data and seed only."""
+    kept = ("method", "model", "status", "iterations", "best_iteration", "loss", "parameters", "order", "elements")
+    return {key: summary[key] for key in (*kept, "gamma")}
+
+
+def finite(value: float) -> float | None:
+    """JSON has no NaN and no infinity."""
+    return value if math.isfinite(value) else None
