@@ -67,7 +67,6 @@ def limits_of(training: Training, options: FitOptions, deadline: float) -> Limit
         deadline=deadline,
         patience=training.patience,
         look_every=training.look_every,
-        look_every=training.look_every,
         stop_when_stalled=training.stalls,
     )
 
