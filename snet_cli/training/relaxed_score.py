@@ -8,7 +8,8 @@ Scores are compared with each other, while training and between checkpoints, and
 noise falls or rises by orders of magnitude in a run, and γL + R with it, whatever θ does; the score then takes
 `REFERENCE_GAMMA`. Its choice matters little: on a vehicle with noise 0.05 and a quarter of the samples, the scores of
 fifteen stages of training at γ = 0.03, 0.3, 3, 30 and 300 have rank correlations of 0.993 or more with the error of the
-rollout against the truth.
+rollout against the truth. With noise 0.2 and six trajectories, where training soon learns the noise, the stage that
+γ = 3 prefers is within 4 % of the best; the γ of the moment prefers the last, whatever it is.
 """
 
 from __future__ import annotations

@@ -84,7 +84,8 @@ def scorable(trained: TrainedModel, data: Trajectories, note: Callable[[str], No
     if not data.output_names or not np.isfinite(data.outputs).any():
         note("no relaxed score: the file holds no measured outputs.")
         return None
-    absent = [name for name in trained.layout.outputs if name not in data.output_names]
+    seen = {n for n, column in zip(data.output_names, data.outputs.T, strict=True) if np.isfinite(column).any()}
+    absent = [name for name in trained.layout.outputs if name not in seen]
     if absent:
         note(f"no relaxed score: the file does not measure the model's output '{absent[0]}'.")
         return None
