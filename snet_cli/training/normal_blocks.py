@@ -55,6 +55,18 @@ def sample_grams(relaxed: RelaxedProblem) -> list[SampleGram]:
     return grams
 
 
+def sample_pull(relaxed: RelaxedProblem) -> Tensor:
+    """Σ_k ω_k l_k (Cᵀ diag(1 / (c² K)) y_k)ᵀ of each element, shape (N, P, n).
+
+    With `sample_grams`, half the gradient of L in the node values x is ``Σ gram @ x @ coupling - pull``, at a cost
+    that does not depend on the number of samples.
+    """
+    seen = relaxed.observed
+    weighted = (seen.weight * seen.channel * seen.values) @ relaxed.observation  # (K, n)
+    pull = seen.rows.new_zeros(relaxed.trajectory.numel(), seen.rows.shape[1], weighted.shape[1])
+    return pull.index_add_(0, seen.element, seen.rows[:, :, None] * weighted[:, None, :])
+
+
 class NormalBlocks(NamedTuple):
     """Half the Gauss-Newton Hessian and half the gradient of J.
 
@@ -105,13 +117,13 @@ def normal_blocks(
 
 
 def _pinned(relaxed: RelaxedProblem, blocks: Tensor, gradient: Tensor) -> NormalBlocks:
-    """Eliminate known x(t0): its rows and columns become those of the identity, its gradient zero."""
+    """Eliminate known x(t0), in place: its rows and columns become those of the identity, its gradient zero."""
     known = relaxed.known_start
     if bool(known.any()):
-        n = known.shape[1]
-        free = torch.ones_like(gradient)
-        free[relaxed.first_elements, :n] = (~known).to(gradient.dtype)
-        blocks = blocks * free[:, :, None] * free[:, None, :]
-        torch.diagonal(blocks, dim1=1, dim2=2).add_(1.0 - free)
-        gradient = gradient * free
+        first, n = relaxed.first_elements, known.shape[1]
+        free = (~known).to(gradient.dtype)
+        blocks[first, :n] *= free[:, :, None]
+        blocks[first, :, :n] *= free[:, None, :]
+        blocks[first[:, None], torch.arange(n), torch.arange(n)] += 1.0 - free
+        gradient[first, :n] *= free
     return NormalBlocks(blocks, gradient)

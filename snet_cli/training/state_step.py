@@ -17,9 +17,9 @@ from torch import Tensor
 from snet_cli.models.base import Model
 from snet_cli.training.alpha_options import StateStepOptions
 from snet_cli.training.block_solver import BlockFactor
-from snet_cli.training.normal_blocks import NormalBlocks, SampleGram, normal_blocks, sample_grams
-from snet_cli.training.relaxed import RelaxedProblem, misfit, objective, residual, weighted_square
-from snet_cli.training.state_jacobian import state_jacobian
+from snet_cli.training.normal_blocks import NormalBlocks, SampleGram, normal_blocks, sample_grams, sample_pull
+from snet_cli.training.relaxed import RelaxedProblem, misfit, objective, weighted_square
+from snet_cli.training.state_jacobian import evaluate, state_jacobian
 
 DEFAULT_MEMORY = 64_000_000
 """Bytes that the blocks of one batch of trajectories may take: more of them no longer fit into a cache."""
@@ -83,7 +83,7 @@ class GradientStep:
     """
 
     def __init__(self, relaxed: RelaxedProblem, model: Model, nodes: Tensor, rate: float, *, own: bool) -> None:
-        self.relaxed, self.model, self.nodes = relaxed, model, nodes
+        self.model, self.nodes = model, nodes
         self.rate = rate
         self.evaluations = 0
         if own:
@@ -94,16 +94,33 @@ class GradientStep:
             self.residual_factor = torch.ones_like(relaxed.residual_share)
         self.series = relaxed.trajectory.numel() == relaxed.trajectories
         self.M = torch.from_numpy(relaxed.mesh.basis.M.copy()).to(nodes.device)
+        self.use(relaxed)
 
     def step(self, gamma: float) -> None:
         """Move by x <- x - rate ∂(Σ_b J_b)/∂x."""
-        nodes = self.nodes.detach().requires_grad_()
-        with torch.enable_grad():
-            cost = gamma * self.misfit_factor * misfit(self.relaxed, nodes)
-            cost = cost + self.residual_factor * residual(self.relaxed, self.model, nodes)
-            (gradient,) = torch.autograd.grad(cost.sum(), nodes)
+        own = self.relaxed.trajectory
+        gradient = (gamma * self.misfit_factor[own])[:, None, None] * self._misfit_gradient()
+        gradient = gradient + self.residual_factor[own][:, None, None] * self._residual_gradient()
         self.evaluations += 1
         self.nodes = self.nodes - self.rate * (self._along_series(gradient) if self.series else self._shared(gradient))
+
+    def _misfit_gradient(self) -> Tensor:
+        """∂L/∂x at the nodes, from sums over the samples that were formed once."""
+        return 2.0 * (sum((gram @ (self.nodes @ C) for gram, C in self.grams), -self.pull))
+
+    def _residual_gradient(self) -> Tensor:
+        """∂R/∂x at the nodes: Dᵀ v - (∂f/∂x)ᵀ v with v = 2 w S² (ẋ - f), one backward pass through f."""
+        relaxed = self.relaxed
+        nodes = self.nodes.detach().requires_grad_()
+        with torch.enable_grad():
+            rates = evaluate(self.model, relaxed.t, nodes, relaxed.u)
+        defect = relaxed.slope(self.nodes) - rates.detach()
+        v = 2.0 * relaxed.quadrature[:, :, None] * relaxed.scale**2 * defect
+        gradient = relaxed.differentiation.T @ (v * relaxed.rate[:, None, None])
+        if rates.requires_grad:
+            (through_f,) = torch.autograd.grad(rates, nodes, v, allow_unused=True)
+            gradient = gradient if through_f is None else gradient - through_f
+        return gradient
 
     def _along_series(self, gradient: Tensor) -> Tensor:
         """M (Mᵀ g): the node values of a step along the gradient in the coefficients."""
@@ -127,6 +144,7 @@ class GradientStep:
     def use(self, relaxed: RelaxedProblem) -> None:
         """Take other sample weights over."""
         self.relaxed = relaxed
+        self.grams, self.pull = sample_grams(relaxed), sample_pull(relaxed)
 
     def state(self) -> dict[str, Tensor]:
         """X."""
