@@ -14,7 +14,7 @@ from snet_cli.training.alpha import Alpha, perturbation
 from snet_cli.training.alpha_options import ALPHA_PAPER_PRESET, AlphaOptions, StateStepOptions
 from snet_cli.training.loop import Limits, run
 from snet_cli.training.node_inputs import inputs_at_nodes
-from snet_cli.training.observation import guess_states, lay_out_observed
+from snet_cli.training.observation import guess_states
 from snet_cli.training.options import ThetaStepOptions
 from snet_cli.training.problem import assemble_problem
 from snet_cli.training.relaxed import channel_scale, known_noise, misfit, nodes_of, objective, relax, residual
@@ -215,12 +215,13 @@ def test_hubers_loss_is_hardly_moved_by_outliers():
     wild &= ((place > 4) & (place < 55))[:, None]  # at an end a polynomial follows any sample: no M-estimator helps
     data = replace(clean, outputs=clean.outputs + np.where(wild, 5.0, 0.0))
     layout = lay_out_states(data.output_names, None, {})
-    robust, threshold = robust_step_zero(
+    robust = robust_step_zero(
         lambda part, order, elements: series(part, order=order or 8, elements=elements or 1), data, layout
     )
     plain, truth = (series(part, order=8, elements=1).nodes for part in (data, spirals(6, 60)))
     assert np.std(robust.nodes - truth) < 0.1 * np.std(plain - truth)
-    assert (threshold < 0.1).all()
+    assert robust.threshold is not None
+    assert (robust.threshold < 0.1).all()
     problem = problem_of(data, robust)
     relaxed = relax(problem, data, np.ones(2))
     alpha = Alpha(
@@ -229,7 +230,7 @@ def test_hubers_loss_is_hardly_moved_by_outliers():
         network(data),
         AlphaOptions(warm_up=2),
         ThetaStepOptions(),
-        threshold=as_tensor(threshold, torch.device("cpu")),
+        threshold=as_tensor(robust.threshold, torch.device("cpu")),
     )
     for _ in range(12):
         alpha.step()
@@ -239,7 +240,7 @@ def test_hubers_loss_is_hardly_moved_by_outliers():
 def test_a_hidden_velocity_is_estimated():
 
     data = pendulums(8, 60, noise=(0.02,), both=False)
-    layout = lay_out_observed(("q",), None, {}, None, hidden_states=1)
+    layout = lay_out_states(("q",), None, {}, None, hidden_states=1)
     mesh = build_mesh(data.start, data.end, 1, 14)
     fit = fit_series(mesh, Samples(data.trajectory_of_row(), data.time, data.outputs))
     nodes = guess_states(mesh, fit.nodes, layout)

@@ -1,10 +1,9 @@
-"""γ, the relaxed score, the choice of the method, and what the data observes."""
+"""γ, the relaxed score, the choice of the method, and the mesh."""
 
 import numpy as np
 import pytest
 import torch
 
-from snet_cli.errors import UsageError
 from snet_cli.spectral.mesh import build_mesh
 from snet_cli.training.alpha import Alpha
 from snet_cli.training.alpha_mesh import refine_for_alpha
@@ -12,9 +11,8 @@ from snet_cli.training.alpha_options import AlphaOptions
 from snet_cli.training.gamma import NoiseLevelGamma, choose_by_held_out, estimated_noise, noise_misfit, split_samples
 from snet_cli.training.gamma_search import plan_gamma, search_gamma
 from snet_cli.training.method_choice import choose_method
-from snet_cli.training.observation import all_measured, guess_states, hidden_names, lay_out_observed
 from snet_cli.training.options import ThetaStepOptions
-from snet_cli.training.relaxed import channel_scale, misfit, nodes_of, objective, relax
+from snet_cli.training.relaxed import channel_scale, misfit, objective, relax
 from snet_cli.training.relaxed_score import RelaxedScorer, relaxed_score
 from tests.alpha_cases import relaxed_spirals, sparse
 from tests.training_cases import network, problem_of, spirals, true_spiral
@@ -146,74 +144,7 @@ def test_dense_exact_data_is_left_to_delta_and_every_other_test_says_alpha():
         assert words in choice.reason
 
 
-# --- y = C x ---------------------------------------------------------------------------------------------------------
-
-
-def test_outputs_measure_the_states_that_observe_names():
-    layout = lay_out_observed(("y", "z"), None, {}, {"y": "x2"}, hidden_states=1)
-    assert layout.states == ("x2", "z", "h1")
-    assert hidden_names(layout) == ("h1",)
-    assert not all_measured(layout)
-    matrix = lay_out_observed(("y",), None, {}, [[0.0, 2.0]])
-    assert (matrix.states, matrix.observation.tolist()) == (("x1", "x2"), [[0.0, 2.0]])
-    assert hidden_names(matrix) == ("x1",)
-    structured = lay_out_observed(("y",), ("a", "b"), {}, {"y": "b"})
-    assert structured.observation.tolist() == [[0.0, 1.0]]
-    pair = lay_out_observed(("y",), None, {"q": "v"}, {"y": "q"})
-    assert (pair.states, pair.derived) == (("q", "v"), ((1, 0),))
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ((("y",), None, {}, {"u": "x2"}), "observe names the output 'u', which the data has not. The outputs are y."),
-        (
-            (("yaw",), None, {}, {"yw": "x2"}),
-            "observe names the output 'yw', which the data has not. Did you mean 'yaw'?",
-        ),
-        (
-            (("y", "z"), None, {}, [[1.0, 0.0]]),
-            "observe is a 1 x 2 matrix; expected one row for each of the 2 outputs (y, z) and one column for each "
-            "state. Write observe: [[...], ...] with y = C x.",
-        ),
-        (
-            (("y",), ("a", "b"), {}, [[1.0]]),
-            "observe is a 1 x 1 matrix; expected one row for each of the 1 outputs (y) and one column for each "
-            "state (2). Write observe: [[...], ...] with y = C x.",
-        ),
-        (
-            (("y",), None, {}, [[0.0, 0.0]]),
-            "the output 'y' observes no state: row 1 of observe is zero. Leave that output out, or give its row an "
-            "entry.",
-        ),
-        (
-            (("y",), ("a", "b"), {}, {"y": "c"}),
-            "the output 'y' observes no state of the model (a, b). Say which: observe: {y: STATE}.",
-        ),
-        (
-            (("a", "b"), ("a", "b"), {}, None, 1),
-            "model.hidden_states: this model's states are a, b; it has no room for others. Choose --model mlp, or "
-            "leave hidden_states out.",
-        ),
-    ],
-)
-def test_an_observation_that_makes_no_sense_is_refused(arguments, message):
-    with pytest.raises(UsageError) as error:
-        lay_out_observed(*arguments)
-    assert str(error.value) == message
-
-
-def test_the_guess_agrees_with_the_outputs_and_fills_the_rest_with_derivatives():
-    data = spirals(3, 60)
-    problem = problem_of(data, order=10, elements=2)
-    series = nodes_of(problem).numpy()
-    layout = lay_out_observed(("a", "b"), None, {}, [[1.0, 1.0, 0.0, 0.0], [0.0, 2.0, 0.0, 0.0]])
-    nodes = guess_states(problem.mesh, series, layout)
-    np.testing.assert_allclose(nodes @ layout.observation.T, series, atol=1e-12)
-    slope = problem.mesh.derivative(series)[:, :, 0]
-    for k in (2, 3):  # one of them is ẏ of 'a', the other of 'b'
-        assert nodes[:, :, k].std() == pytest.approx(series[:, :, k - 2].std())
-    assert max(abs(np.corrcoef(slope.ravel(), nodes[:, :, k].ravel())[0, 1]) for k in (2, 3)) > 0.99
+# --- the mesh ---------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize(

@@ -186,7 +186,7 @@ def test_the_short_form_of_a_model(here: Any) -> None:
         ({"sets": ["model=mlpp"]}, "there is no model 'mlpp'. Did you mean 'mlp'?"),
         (
             {"sets": ["model=linear", "model.hidden=[8]"]},
-            "--set model.hidden: the model 'linear' has no option 'hidden'. It has none.",
+            "--set model.hidden: the model 'linear' has no option 'hidden'. Did you mean 'hidden_states'?",
         ),
         (
             {"sets": ["model.hidden=8"]},

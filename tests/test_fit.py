@@ -29,7 +29,7 @@ KEYS = {
 }  # fmt: skip
 """The keys that DESIGN, section 4, fixes."""
 
-QUICK = FitOptions(model={"name": "mlp", "hidden": [8]}, order=6, elements=2, iterations=5)
+QUICK = FitOptions(method="delta", model={"name": "mlp", "hidden": [8]}, order=6, elements=2, iterations=5)
 
 
 @pytest.fixture(autouse=True)
@@ -177,7 +177,7 @@ def test_the_tolerance_ends_training(file):
 
 
 def test_a_linear_model_needs_one_step(file):
-    result = fit("a.h5", "m.h5", FitOptions(model="linear", order=10, elements=2))
+    result = fit("a.h5", "m.h5", FitOptions(method="delta", model="linear", order=10, elements=2))
     assert (result["status"], result["iterations"], result["evaluations"]) == ("converged", 1, 1)
     assert result["train_mse"] < 1e-3
 
@@ -304,8 +304,8 @@ def test_a_structured_model_on_other_channels_is_wrong_usage(snet):
     code, err = refused(snet, spirals(2, 30), "--model", "vehicle")
     assert code == 2
     assert err == (
-        "error: the model's states are x, y, phi, vx, vy, omega, and the data does not measure x, y, phi, vx, vy, "
-        "omega.\nChoose --model mlp, or rename the channels on import (a=b).\n"
+        "error: the output 'a' observes no state of the model (x, y, phi, vx, vy, omega).\n"
+        "Say observe: {a: STATE}, or choose --model mlp.\n"
     )
 
 

@@ -48,10 +48,16 @@ def test_a_hidden_state_starts_from_the_mean_start_of_training():
     assert forecast.initial_state == {"x": "first-sample", "v": "mean-start"}
 
 
-def test_an_output_that_mixes_states_starts_none_of_them():
+def test_outputs_that_mix_states_are_met_and_the_mean_start_holds_what_they_do_not_see():
     mixed = oscillator(outputs=("x", "v"), observation=np.array([[1.0, 1.0], [0.0, 1.0]]))
     forecast = rollout(mixed, recordings())
-    assert forecast.initial_state == {"x": "mean-start", "v": "first-sample"}
+    assert forecast.initial_state == {"x": "first-sample", "v": "first-sample"}
+    first = recordings().outputs[recordings().offsets[:-1]]
+    np.testing.assert_allclose(starts(forecast) @ mixed.observation.T, first, atol=1e-12)
+    one = oscillator(outputs=("x",), observation=np.array([[2.0, 0.0]]))
+    forecast = rollout(one, recordings(outputs=("x",)))
+    assert forecast.initial_state == {"x": "first-sample", "v": "mean-start"}
+    np.testing.assert_allclose(starts(forecast)[:, 0], 0.5 * first[:, 0])
 
 
 def test_no_sample_after_the_first_is_used_without_an_init_window():

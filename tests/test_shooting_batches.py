@@ -84,10 +84,11 @@ def test_initial_states_are_known_else_measured_else_the_mean_start():
     assert free.tolist() == [[2.0, 0.0], [5.0, 0.0], [0.0, 0.0]]
 
 
-def test_a_mixed_output_starts_no_state():
+def test_a_mixed_output_moves_the_start_no_farther_than_it_must():
     data = recording([np.array([0.0, 1.0])], [np.ones((2, 1))], ("sum",))
     layout = StateLayout(("x1", "x2"), ("sum",), np.array([[1.0, 1.0]]), ())
-    assert initial_states(data, layout).tolist() == [[0.0, 0.0]]
+    np.testing.assert_allclose(initial_states(data, layout), [[0.5, 0.5]])
+    np.testing.assert_allclose(initial_states(data, layout, start=np.array([1.0, 2.0])), [[0.0, 1.0]], atol=1e-12)
 
 
 def vehicle_problem(data):

@@ -297,14 +297,12 @@ def test_a_structured_model_reorders_what_is_measured():
     assert layout.measured.tolist() == [1, 0]
 
 
-@pytest.mark.parametrize(
-    ("outputs", "problem"), [(("q",), "the data does not measure v"), (("q", "v", "z"), "no state is z")]
-)
-def test_a_structured_model_on_other_channels_is_refused(outputs, problem):
+def test_a_structured_model_keeps_states_that_nothing_measures_and_refuses_outputs_that_are_none():
+    assert lay_out_states(("q",), ("q", "v"), {}).hidden == ("v",)
     with pytest.raises(UsageError) as caught:
-        lay_out_states(outputs, ("q", "v"), {})
+        lay_out_states(("q", "v", "z"), ("q", "v"), {})
     assert str(caught.value) == (
-        f"the model's states are q, v, and {problem}. Choose --model mlp, or rename the channels on import (a=b)."
+        "the output 'z' observes no state of the model (q, v). Say observe: {z: STATE}, or choose --model mlp."
     )
 
 

@@ -4,7 +4,8 @@ State by state, the first of these that exists:
 
 1. ``x0_*`` of the file, only for a forecast from the trajectory's first sample;
 2. with an init window of N > 0 samples, least squares of the model's own trajectory on them (`window_fit`);
-3. the first measured value in the forecast, for a state that an output measures directly;
+3. the first measured value in the forecast, for a state that an output measures directly; where outputs are sums of
+   states (y = C x), the states closest to the mean start that agree with the first measured values;
 4. the mean start estimated in training, for a hidden state.
 
 A state that is a lagged input starts from its response to the inputs recorded before the start, at rest at u of the
@@ -77,26 +78,62 @@ def initial_states(
     return Start(states, kind)
 
 
-def direct_outputs(model: ForecastModel) -> tuple[IntArray, IntArray]:
-    """Outputs that measure a single state as it is, and those states: rows of C with one entry, a 1."""
-    C = model.observation
-    single = ((C != 0).sum(1) == 1) & (C == 1).any(1)
-    outputs = np.flatnonzero(single)
-    return outputs, C[outputs].argmax(1)
-
-
 def _first_samples(model: ForecastModel, windows: Windows, measured: FloatArray) -> tuple[FloatArray, NDArray[np.int8]]:
-    """First measured value of each state in each forecast; the mean start of training where there is none."""
-    states = np.tile(np.asarray(model.start, np.float64), (len(windows), 1))
-    kind = np.full(states.shape, KINDS.index("mean-start"), np.int8)
+    """Start from the first measured value of each output in each forecast; the mean start of training elsewhere."""
     owner = windows.window_of_row()
-    outputs, targets = direct_outputs(model)
+    first = np.full((len(windows), len(model.output_names)), np.nan)
+    for output, column in enumerate(measured.T):
+        rows = np.flatnonzero(np.isfinite(column))
+        with_value, place = np.unique(owner[rows], return_index=True)
+        first[with_value, output] = column[rows[place]]
+    states = start_from_outputs(model.observation, first, np.asarray(model.start, np.float64), model.unit)
+    seen = (np.isfinite(first).astype(np.float64) @ (model.observation != 0)) > 0
+    return states, np.where(seen, KINDS.index("first-sample"), KINDS.index("mean-start")).astype(np.int8)
+
+
+def start_from_outputs(observation: FloatArray, values: FloatArray, mean: FloatArray, unit: FloatArray) -> FloatArray:
+    """States that the outputs tell, shape (W, n): closest to the mean start among those with C x = y.
+
+    Parameters
+    ----------
+    observation : ndarray, shape (d, n)
+        C.
+    values : ndarray, shape (W, d)
+        y; NaN = not measured, and that row of C does not count.
+    mean, unit : ndarray, shape (n,)
+        The mean start of training, which stays along the directions that C does not see, and the unit in which
+        "closest" is meant.
+
+    Notes
+    -----
+    A state that an output measures as it is takes that value, the first such output's; the least squares of the others
+    (``x = m + S (C S)⁺ (y - C m)``, S = diag(unit)) move the rest.
+    """
+    states = np.tile(mean, (len(values), 1))
+    outputs, targets = direct_outputs(observation)
+    fixed = np.zeros(states.shape, bool)
     for output, state in zip(outputs[::-1], targets[::-1], strict=True):  # the first output of a state wins
-        rows = np.flatnonzero(np.isfinite(measured[:, output]))
-        with_value, first = np.unique(owner[rows], return_index=True)
-        states[with_value, state] = measured[rows[first], output]
-        kind[with_value, state] = KINDS.index("first-sample")
-    return states, kind
+        told = np.isfinite(values[:, output])
+        states[told, state] = values[told, output]
+        fixed[told, state] = True
+    rest = np.setdiff1d(np.arange(len(observation)), outputs)
+    C, y = observation[rest], values[:, rest]
+    told = np.isfinite(y)
+    open_part = (told[:, :, None] * C) * (unit * ~fixed)[:, None, :]  # (W, d', n), zero rows and columns do not count
+    size = np.sqrt((open_part**2).sum(2, keepdims=True))
+    weight = np.divide(1.0, size, out=np.zeros_like(size), where=size > 0)
+    error = np.where(told, y - states @ C.T, 0.0)
+    if rest.size:
+        inverse = np.linalg.pinv(weight * open_part, rcond=1e-9)
+        states = states + unit * np.einsum("wid,wd->wi", inverse, weight[:, :, 0] * error)
+    return states
+
+
+def direct_outputs(observation: FloatArray) -> tuple[IntArray, IntArray]:
+    """Outputs that measure a single state as it is, and those states: rows of C with one entry, a 1."""
+    single = ((observation != 0).sum(1) == 1) & (observation == 1).any(1)
+    outputs = np.flatnonzero(single)
+    return outputs, observation[outputs].argmax(1)
 
 
 def _known_starts(model: ForecastModel, data: Trajectories, windows: Windows) -> FloatArray:

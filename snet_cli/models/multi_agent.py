@@ -6,6 +6,7 @@ all agents; the velocities v_i come from the policy, whose gains are known const
 
 from __future__ import annotations
 
+import re
 from typing import Self, cast
 
 import torch
@@ -32,8 +33,9 @@ class MultiAgent(Model):
 
     @classmethod
     def required_space(cls, outputs: tuple[str, ...]) -> StateSpace | None:
-        """Three states per agent, counted by the outputs named phi1, phi2, ..., and the two shared inputs."""
-        agents = max(1, sum(name.startswith("phi") for name in outputs))
+        """Three states per agent, of which the outputs name some (x1, y1, phi1, x2, ...), and the two shared inputs."""
+        numbers = [re.fullmatch(r"(?:x|y|phi)([1-9][0-9]{0,3})", name) for name in outputs]
+        agents = max((int(found[1]) for found in numbers if found), default=1)
         states = tuple(f"{q}{i}" for i in range(1, agents + 1) for q in ("x", "y", "phi"))
         return StateSpace(states, ("w_v", "w_omega"))
 

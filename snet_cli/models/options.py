@@ -16,10 +16,17 @@ class ModelOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+HiddenStates = Annotated[
+    int,
+    Field(ge=0, le=100, description="States that no output measures, named h1, h2, ...; they are estimated (alpha)."),
+]
+
+
 class LinearOptions(ModelOptions):
     """x' = A x + B u + c, in closed form on step 0."""
 
     name: Literal["linear"] = "linear"
+    hidden_states: HiddenStates = 0
 
 
 class VehicleOptions(ModelOptions):
@@ -55,6 +62,7 @@ class MlpOptions(ModelOptions):
         default={}, description="Pairs q: v with q' = v given, not learned; v may be unmeasured."
     )
     exclude: list[str] = Field(default=[], description="States and inputs that the network must not see.")
+    hidden_states: HiddenStates = 0
     time: bool = Field(default=False, description="Whether the network sees t, counted from the trajectory's start.")
 
 
@@ -62,7 +70,11 @@ class UserOptions(ModelOptions):
     """The user's own torch module, named on the command line as FILE.py:Class."""
 
     name: Literal["user"] = "user"
+    hidden_states: HiddenStates = 0
 
+
+GenericOptions = LinearOptions | MlpOptions | UserOptions
+"""Models that bring no states of their own."""
 
 MODEL_OPTIONS: dict[str, type[ModelOptions]] = {
     "linear": LinearOptions,

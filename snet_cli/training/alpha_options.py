@@ -52,15 +52,6 @@ class AlphaOptions(BaseModel):
         default=False,
         description="sgd: each trajectory descends on its own γL_b + R_b instead of its share of J, as in the paper.",
     )
-    loss: Literal["squared", "huber"] = Field(
-        default="squared", description="huber: samples far off count linearly, in step 0 and in the x-step."
-    )
-    observe: Observe | None = Field(
-        default=None, description="Which state each output measures, {output: state}, or the matrix C of y = C x."
-    )
-    hidden_states: Annotated[int, Field(ge=0)] = Field(
-        default=0, description="States that no output measures (`model.hidden_states`), named h1, h2, ..."
-    )
 
 
 ALPHA_PAPER_PRESET: dict[str, Any] = {

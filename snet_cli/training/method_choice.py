@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,9 +19,9 @@ EXACT = 1e-3
 
 
 class MethodChoice(NamedTuple):
-    """The method, and one sentence that says why."""
+    """Registry name of the method, and one sentence that says why."""
 
-    method: Literal["delta", "alpha"]
+    method: str
     reason: str
 
 

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field
 
-from snet_cli.training.alpha_options import Gamma, StateStepOptions
+from snet_cli.training.alpha_options import Gamma, Observe, StateStepOptions
 
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 Count = Annotated[int, Field(ge=1)]
@@ -76,6 +76,12 @@ class FitOptions(BaseModel):
     state_step: StateStepOptions = Field(default=StateStepOptions(), description="alpha: how the trajectories move.")
     gamma: Gamma = Field(
         default="auto", description="γ of alpha, the weight of the misfit; auto: so that the misfit ends at the noise."
+    )
+    loss: Literal["squared", "huber"] = Field(
+        default="squared", description="huber: samples far off count linearly, in step 0 and in the x-step of alpha."
+    )
+    observe: Observe | None = Field(
+        default=None, description="Which state each output measures, {output: state}, or the matrix C of y = C x."
     )
     perturbation: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         default=0.0, description="alpha: bound of the uniform offset that each state of each trajectory starts with."

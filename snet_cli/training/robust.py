@@ -51,7 +51,7 @@ def robust_step_zero(
     fit: Callable[[Trajectories, int | None, int | None], StepZero],
     data: Trajectories,
     layout: StateLayout,
-) -> tuple[StepZero, FloatArray]:
+) -> StepZero:
     """Step 0 under Huber's loss.
 
     Parameters
@@ -64,8 +64,7 @@ def robust_step_zero(
     Returns
     -------
     zero : StepZero
-        Its `misfit` and `error` are those of the clipped samples.
-    threshold : ndarray, shape (d,)
+        With its `threshold`; `misfit` and `error` are those of the clipped samples.
 
     Notes
     -----
@@ -77,7 +76,7 @@ def robust_step_zero(
         zero, threshold = _settle(fit, data, layout, zero)
         if choose_again:
             zero = fit(_clipped(data, _error(zero, data, layout), threshold), None, None)
-    return zero, threshold
+    return replace(zero, threshold=threshold)
 
 
 def _settle(

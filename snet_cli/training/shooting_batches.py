@@ -25,6 +25,7 @@ from snet_cli.data.signals import SampledInputs
 from snet_cli.data.trajectories import Trajectories, ragged_rows
 from snet_cli.errors import UsageError
 from snet_cli.forecasting.flow import choose_inputs
+from snet_cli.forecasting.initial_state import start_from_outputs
 from snet_cli.integration import InputSignal
 from snet_cli.integration.inputs import find_breaks
 from snet_cli.spectral.fitting import channel_scales
@@ -185,16 +186,15 @@ def batch_trajectories(
 def initial_states(
     data: Trajectories, layout: StateLayout, *, known_start: bool = True, start: FloatArray | None = None
 ) -> FloatArray:
-    """x(t0), shape (B, n): the file's x0 where known, else the first measured value, else `start` (0 by default)."""
-    x0 = np.tile(np.zeros(len(layout.states)) if start is None else start, (len(data), 1))
-    offsets = data.offsets
-    for state, output in enumerate(layout.measured):
-        if output < 0:
-            continue
-        rows = np.flatnonzero(np.isfinite(data.outputs[:, output]))
-        first = np.searchsorted(rows, offsets[:-1])
-        found = (first < rows.size) & (rows[np.minimum(first, max(rows.size - 1, 0))] < offsets[1:])
-        x0[found, state] = data.outputs[rows[first[found]], output]
+    """x(t0), shape (B, n): the file's x0 where known, else what the first measured values tell, else `start` (or 0)."""
+    owner = data.trajectory_of_row()
+    values = np.full((len(data), len(layout.outputs)), np.nan)
+    for output, column in enumerate(data.outputs.T):
+        rows = np.flatnonzero(np.isfinite(column))
+        with_value, first = np.unique(owner[rows], return_index=True)
+        values[with_value, output] = column[rows[first]]
+    n = len(layout.states)
+    x0 = start_from_outputs(layout.observation, values, np.zeros(n) if start is None else start, np.ones(n))
     if known_start and data.x0 is not None:
         for state, name in enumerate(layout.states):
             if name in data.state_names:

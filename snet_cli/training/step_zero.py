@@ -3,7 +3,8 @@
 Measured states are fitted channel by channel. Where q' = v is given and both are measured, v is no series of its own: q
 is fitted to the samples of q *and* of v (as slopes), each weighted by its noise, and v is its derivative. Two
 independent series would contradict the known equation, and v' would be the derivative of a filtered signal: on a real
-pendulum the forecast error falls by a factor of ten. An unmeasured v is the derivative of q as well.
+pendulum the forecast error falls by a factor of ten. An unmeasured v is the derivative of q as well. States that the
+outputs see only through a matrix, or not at all, get a first guess (`observation`).
 """
 
 from __future__ import annotations
@@ -27,6 +28,8 @@ from snet_cli.spectral.fitting import (
 from snet_cli.spectral.mesh import Mesh, build_mesh
 from snet_cli.spectral.selection import Selection, choose_discretisation
 from snet_cli.training.node_inputs import jump_times
+from snet_cli.training.observation import guess_states, seen_part
+from snet_cli.training.relaxed import known_start_mask
 from snet_cli.training.state_layout import StateLayout
 
 FloatArray = NDArray[np.float64]
@@ -41,7 +44,9 @@ class StepZero:
     mesh : Mesh
     nodes : ndarray, shape (N, P, n)
     counts : ndarray of bool, shape (N,)
-        Elements that take part in R: those that their samples determine.
+        Elements that take part in R: those that their samples determine, or all where they are the smaller part.
+    determined : ndarray of bool, shape (N,)
+        Elements that their samples determine.
     misfit : float
         L of DESIGN, section 2: squared errors over c², per sample time that holds any value.
     error : ndarray, shape (d,)
@@ -49,23 +54,39 @@ class StepZero:
     noise : ndarray, shape (d,)
         Held-out error of each output: an estimate of its noise; NaN where nothing was held out.
     rate_variance : ndarray, shape (n,)
-        What that noise leaves in ẋ: mean square error of each state's derivative on the nodes.
+        What that noise leaves in ẋ: mean square error of each state's derivative on the nodes; 0 for a hidden state,
+        which has no samples.
     condition, penalty : float
         As in `SeriesFit`.
-    notes : tuple of str
-        What a user should know.
+    threshold : ndarray, shape (d,), or None
+        Huber's threshold of each output; None under squared errors.
     """
 
     mesh: Mesh
     nodes: FloatArray
     counts: NDArray[np.bool_]
+    determined: NDArray[np.bool_]
     misfit: float
     error: FloatArray
     noise: FloatArray
     rate_variance: FloatArray
     condition: float
     penalty: float
-    notes: tuple[str, ...]
+    threshold: FloatArray | None = None
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a user of δ-SNet should know of elements that their samples do not determine."""
+        count = int((~self.determined).sum())
+        if count == 0:
+            return ()
+        found = f"{count} of {self.determined.size} elements"
+        if self.counts.all():
+            return (
+                f"{found} are not determined by their samples; step 0 is smoothed (strength {self.penalty:g}, by "
+                "held-out samples). A lower --order or fewer --elements may serve better.",
+            )
+        return (f"{found} lie in gaps of the data and do not count in the residual.",)
 
 
 @dataclass(frozen=True)
@@ -101,7 +122,7 @@ def step_zero(
     order, elements : int or None
         None = choose.
     known_start : bool
-        Hold x(t0) at the file's x0 where it is known.
+        Hold x(t0) of each state at the file's x0 where it is known.
     scaled_misfit : bool
         Whether c is the channel's standard deviation, else 1 (the paper's presets).
     deadline : float
@@ -116,7 +137,9 @@ def step_zero(
     channels = _channels(layout, second_order)
     start, end = data.start, data.end
     samples = Samples(data.trajectory_of_row(), data.time, data.outputs)
-    x0 = _known_start(data, layout) if known_start else None
+    is_known, values = known_start_mask(data, layout.states)
+    known = np.where(is_known & known_start, values, np.nan)
+    x0 = _start_of_outputs(known, layout)
     jumps = jump_times(data.inputs.sampled, len(data))
     if order is None or elements is None or channels.slope_of:
         search = _search(start, end, samples, x0, channels, order, elements, jumps, seed, deadline)
@@ -128,10 +151,32 @@ def step_zero(
     mesh = build_mesh(start, end, elements, order, jumps)
     fit = fit_series(mesh, samples, None if x0 is None else x0[:, channels.fitted], seed)
     nodes = _all_states(mesh, fit, layout, channels)
+    _start_at(nodes, mesh, known)
     error, misfit = _misfit(data, mesh, nodes, layout, scaled_misfit)
-    counts, notes = _elements_that_count(fit)
     variance = _rate_variance(mesh, samples, layout, channels, _sample_noise(data, mesh, error, noise))
-    return StepZero(mesh, nodes, counts, misfit, error, noise, variance, fit.condition, fit.penalty, notes)
+    counts, determined = _elements_that_count(fit), fit.determined
+    return StepZero(mesh, nodes, counts, determined, misfit, error, noise, variance, fit.condition, fit.penalty)
+
+
+def held_out_error(
+    data: Trajectories, layout: StateLayout, *, order: int, elements: int, known_start: bool, seed: int
+) -> FloatArray:
+    """Error of each output (d,) at samples that a series of this order does not see; NaN where none can be spared.
+
+    `StepZero.noise` holds it where the discretisation was searched for; this is for one that was given.
+    """
+    is_known, values = known_start_mask(data, layout.states)
+    selection = choose_discretisation(
+        data.start,
+        data.end,
+        Samples(data.trajectory_of_row(), data.time, data.outputs),
+        _start_of_outputs(np.where(is_known & known_start, values, np.nan), layout),
+        order=order,
+        elements=elements,
+        jumps=jump_times(data.inputs.sampled, len(data)),
+        seed=seed,
+    )
+    return selection.channel_error
 
 
 def _require_two_samples(data: Trajectories) -> None:
@@ -144,26 +189,34 @@ def _require_two_samples(data: Trajectories) -> None:
 
 
 def _channels(layout: StateLayout, second_order: dict[str, str]) -> _Channels:
-    slope_of = {
-        layout.outputs.index(q): layout.outputs.index(v)
-        for q, v in second_order.items()
-        if q in layout.outputs and v in layout.outputs
-    }
+    output_of = {name: int(output) for name, output in zip(layout.states, layout.measured, strict=True) if output >= 0}
+    slope_of = {output_of[q]: output_of[v] for q, v in second_order.items() if q in output_of and v in output_of}
     # v may itself be the q of another pair (a chain of integrators): then it keeps its own series
     slope_of = {q: v for q, v in slope_of.items() if v not in slope_of}
     fitted = [i for i in range(len(layout.outputs)) if i not in slope_of.values()]
     return _Channels(fitted, slope_of)
 
 
-def _known_start(data: Trajectories, layout: StateLayout) -> FloatArray | None:
-    """x0 of the outputs, shape (B, d), from the states of the same name; None where the file knows none."""
-    if data.x0 is None:
-        return None
-    x0 = np.full((len(data), len(layout.outputs)), np.nan)
-    for column, name in enumerate(layout.outputs):
-        if name in data.state_names:
-            x0[:, column] = data.x0[:, data.state_names.index(name)]
-    return x0 if np.isfinite(x0).any() else None
+def _start_of_outputs(known: FloatArray, layout: StateLayout) -> FloatArray | None:
+    """C x0, shape (B, d), NaN where an output sees a state whose x0 is unknown; None where nothing is known."""
+    sees = layout.observation != 0
+    complete = ~(np.isnan(known)[:, None, :] & sees).any(2)
+    x0 = np.where(complete, np.where(np.isnan(known), 0.0, known) @ layout.observation.T, np.nan)
+    return x0 if complete.any() else None
+
+
+def _start_at(nodes: FloatArray, mesh: Mesh, known: FloatArray) -> None:
+    """Move x(t0) to where it is known, by an offset that fades out over the first element; writes into `nodes`.
+
+    A series that was fitted through x0 is there already. Others are not: velocities that are q', and hidden states. A
+    jump of the first node alone would spoil the derivative on the whole element.
+    """
+    first = mesh.first_element[:-1]
+    offset = np.where(np.isnan(known), 0.0, known - nodes[first, 0])
+    offset[np.abs(offset) <= 1e-12 * np.abs(nodes).max((0, 1))] = 0.0
+    fading = 0.5 * (1.0 - mesh.basis.nodes)
+    nodes[first] += fading[:, None] * offset[:, None, :]
+    nodes[first, 0] = np.where(offset != 0.0, known, nodes[first, 0])
 
 
 @dataclass(frozen=True)
@@ -233,14 +286,17 @@ def _fitted_samples(samples: Samples, channels: _Channels, noise: FloatArray | N
 
 
 def _all_states(mesh: Mesh, fit: SeriesFit, layout: StateLayout, channels: _Channels) -> FloatArray:
-    """Node values of all n states: fitted series, and derivatives of them for given velocities."""
-    nodes = np.zeros((*fit.nodes.shape[:2], len(layout.states)))
+    """Node values of all n states: fitted series, derivatives of them for given velocities, a guess for the rest."""
+    series = np.zeros((*fit.nodes.shape[:2], len(layout.outputs)))
     slopes = shared_derivative(mesh, fit.nodes)
-    state_of = [int(np.flatnonzero(row)[0]) for row in layout.observation]
     for column, output in enumerate(channels.fitted):
-        nodes[:, :, state_of[output]] = fit.nodes[:, :, column]
+        series[:, :, output] = fit.nodes[:, :, column]
         if output in channels.slope_of:
-            nodes[:, :, state_of[channels.slope_of[output]]] = slopes[:, :, column]
+            series[:, :, channels.slope_of[output]] = slopes[:, :, column]
+    if not layout.direct or len(layout.hidden) > len(layout.derived):
+        return guess_states(mesh, series, layout)
+    nodes = np.zeros((*fit.nodes.shape[:2], len(layout.states)))
+    nodes[:, :, layout.observation.argmax(1)] = series
     for v, q in layout.derived:
         nodes[:, :, v] = shared_derivative(mesh, nodes[:, :, [q]])[:, :, 0]
     return nodes
@@ -266,7 +322,8 @@ def _sample_noise(data: Trajectories, mesh: Mesh, error: FloatArray, held_out: F
     samples = np.isfinite(data.outputs).sum(0)
     left = np.maximum(samples - mesh.elements * mesh.basis.order - mesh.trajectories, 1)
     noise = error * np.sqrt(samples / left)
-    return np.where(np.isfinite(held_out), np.minimum(noise, held_out), noise)
+    result: FloatArray = np.where(np.isfinite(held_out), np.minimum(noise, held_out), noise)
+    return result
 
 
 def _rate_variance(
@@ -283,34 +340,24 @@ def _rate_variance(
     count = np.bincount(element, minlength=mesh.elements)
     share = np.where(count > 0, mesh.width, 0.0)
     rows = basis.M * orthonormal_scale(basis.order)
-    variance = np.zeros(len(layout.states))
-    state_of = [int(np.flatnonzero(row)[0]) for row in layout.observation]
     gains = []
     for k in (1, 2):
         rows = basis.differentiation @ rows
         gain = 0.5 * float((basis.weights[:, None] * rows**2).sum())
         per_element = gain * (2.0 / mesh.width) ** (2 * k) / np.maximum(count, 1)
         gains.append(float((share * per_element).sum() / share.sum()))
+    of_output = np.zeros(len(layout.outputs))
     for output in channels.fitted:
-        variance[state_of[output]] = noise[output] ** 2 * gains[0]
+        of_output[output] = noise[output] ** 2 * gains[0]
         if output in channels.slope_of:
-            variance[state_of[channels.slope_of[output]]] = noise[output] ** 2 * gains[1]
+            of_output[channels.slope_of[output]] = noise[output] ** 2 * gains[1]
+    variance: FloatArray = seen_part(layout) ** 2 @ of_output
     for v, q in layout.derived:
         variance[v] = variance[q] * gains[1] / gains[0]
     return variance
 
 
-def _elements_that_count(fit: SeriesFit) -> tuple[NDArray[np.bool_], tuple[str, ...]]:
-    """Elements of R, and a note where some are left out or held by a penalty."""
-    open_share = 1.0 - float(fit.determined.mean())
-    if open_share == 0.0:
-        return fit.determined, ()
-    count = int((~fit.determined).sum())
-    if open_share > 0.5:
-        note = (
-            f"{count} of {fit.determined.size} elements are not determined by their samples; step 0 is smoothed "
-            f"(strength {fit.penalty:g}, by held-out samples). A lower --order or fewer --elements may serve better."
-        )
-        return np.ones_like(fit.determined), (note,)
-    note = f"{count} of {fit.determined.size} elements lie in gaps of the data and do not count in the residual."
-    return fit.determined, (note,)
+def _elements_that_count(fit: SeriesFit) -> NDArray[np.bool_]:
+    """Elements of R: without those in gaps, unless that would leave out most of the data."""
+    counts: NDArray[np.bool_] = fit.determined | (fit.determined.mean() < 0.5)
+    return counts

@@ -18,6 +18,7 @@ from snet_cli.training.method_choice import EXACT, samples_per_unknown
 from snet_cli.training.options import FitOptions
 from snet_cli.training.relaxed import channel_scale, known_noise, known_start_mask, relax
 from snet_cli.training.relaxed_score import REFERENCE_GAMMA
+from snet_cli.training.robust import as_tensor
 from snet_cli.training.step_zero import StepZero
 from snet_cli.workflows.held_out import HeldOut
 from snet_cli.workflows.training_plan import (
@@ -88,6 +89,7 @@ def _build(parts: Ingredients) -> Training:
         options.theta_step,
         gamma=plan.gamma,
         held_out=None if validation is None else validation.scorer(),
+        threshold=None if zero.threshold is None else as_tensor(zero.threshold, parts.device),
         seed=seed,
     )
     return Training(

@@ -53,7 +53,7 @@ def _build(parts: Ingredients) -> Training:
     )
 
 
-DELTA = MethodEntry(_build, _iterations)
+DELTA = MethodEntry(_build, _iterations, needs_all_states=True)
 
 
 def prior_strength(setup: Setup) -> float:

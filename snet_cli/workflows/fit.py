@@ -11,14 +11,15 @@ from snet_cli.data.options import CommonOptions
 from snet_cli.data.storage import check_no_input_is_overwritten, check_output
 from snet_cli.errors import NumericalError
 from snet_cli.training.loop import FitResult, Progress, run
+from snet_cli.training.method_choice import MethodChoice
 from snet_cli.training.options import FitOptions
-from snet_cli.workflows.fit_data import FitData, load_fit_data
+from snet_cli.workflows.fit_data import load_fit_data
 from snet_cli.workflows.honest_end import rollout_score
-from snet_cli.workflows.methods import build_training, iterations_of
+from snet_cli.workflows.methods import METHODS, build_training, iterations_of, resolve_method
 from snet_cli.workflows.metrics_file import MetricsFile
 from snet_cli.workflows.reporter import Reporter, Silent
 from snet_cli.workflows.resources import choose_device, peak_memory_mb
-from snet_cli.workflows.train_one import checkpoint_of, limits_of, set_up, summary_of, tick_of
+from snet_cli.workflows.train_one import checkpoint_of, limits_of, set_up, summary_of, tick_of, with_estimates
 from snet_cli.workflows.training_plan import Ingredients, Training
 from snet_cli.workflows.training_setup import Setup
 
@@ -80,16 +81,22 @@ def fit(
     device = choose_device(common.device)
     data = load_fit_data(train, options, common, report)
     setup = set_up(options, common, data.train, device, started)
-    _tell_setup(setup, report)
+    parts = Ingredients(setup, data, options, common, device)
+    choice = resolve_method(parts)
+    notes = [choice.reason] if options.method == "auto" else []
+    if METHODS[choice.method].needs_all_states:
+        notes += setup.step_zero.notes
+    _tell_setup(setup, notes, report)
     if dry_run:
-        return _plan(setup, data, options)
-    training = build_training(options.method, Ingredients(setup, data, options, common, device))
+        return _plan(parts, choice, notes)
+    training = build_training(choice.method, parts)
     for note in training.notes:
         report.detail(note)
     setup_seconds = time.perf_counter() - started
     with MetricsFile.open(metrics, force) as metrics_file:
         result = _train(training, options, started, report, metrics_file)
     _require_a_model(training, result, report)
+    setup = with_estimates(setup, training)
     seconds = _rollout_seconds(result, options, started)
     scores = [
         None if part is None else rollout_score(setup.trained, part, device, report, seconds)
@@ -108,9 +115,9 @@ def fit(
     }
 
 
-def _tell_setup(setup: Setup, report: Reporter) -> None:
+def _tell_setup(setup: Setup, notes: list[str], report: Reporter) -> None:
     zero, mesh = setup.step_zero, setup.step_zero.mesh
-    for note in zero.notes:
+    for note in notes:
         report.note(note)
     report.detail(
         f"step 0: order {mesh.basis.order}, {mesh.elements_of_longest} element(s), {setup.problem.t.numel()} points, "
@@ -118,31 +125,31 @@ def _tell_setup(setup: Setup, report: Reporter) -> None:
     )
 
 
-def _plan(setup: Setup, data: FitData, options: FitOptions) -> dict[str, Any]:
+def _plan(parts: Ingredients, choice: MethodChoice, notes: list[str]) -> dict[str, Any]:
     """What `--dry-run` prints."""
+    setup, data = parts.setup, parts.data
     zero, names = setup.step_zero, setup.layout.outputs
     return {
         "command": "fit",
         "dry_run": True,
-        "method": _method_name(options),
+        "method": choice.method,
+        "method_reason": choice.reason,
         "model": setup.choice.tree,
+        "states": list(setup.layout.states),
+        "hidden_states": list(setup.layout.hidden),
         "trajectories": len(data.train),
         "validation": None if data.validation is None else len(data.validation),
         "order": zero.mesh.basis.order,
         "elements": zero.mesh.elements_of_longest,
         "points": setup.problem.t.numel(),
         "parameters": sum(p.numel() for p in setup.trained.model.parameters()),
-        "iterations": iterations_of(options),
+        "iterations": iterations_of(parts.options, choice.method),
         "step_zero": {
             name: {"error": float(error), "noise": float(noise) if math.isfinite(noise) else None}
             for name, error, noise in zip(names, zero.error, zero.noise, strict=True)
         },
-        "notes": list(zero.notes),
+        "notes": notes,
     }
-
-
-def _method_name(options: FitOptions) -> str:
-    return "delta" if options.method == "auto" else options.method
 
 
 def _train(

@@ -1,15 +1,21 @@
-"""Training methods by name. A method is added in a file of its own and one line here."""
+"""Training methods by name, and which one `auto` means. A method is added in a file of its own and one line here."""
 
 from __future__ import annotations
 
+import numpy as np
+
+from snet_cli.errors import UsageError
+from snet_cli.training.method_choice import MethodChoice, choose_method
 from snet_cli.training.options import FitOptions
+from snet_cli.training.state_layout import StateLayout
+from snet_cli.training.step_zero import held_out_error
 from snet_cli.workflows.build_alpha import ALPHA
 from snet_cli.workflows.build_delta import DELTA
 from snet_cli.workflows.build_shooting import SHOOTING_METHODS, shooting_entry
 from snet_cli.workflows.training_plan import Ingredients, MethodEntry, Training, iteration_limit
+from snet_cli.workflows.training_setup import STREAM_HELD_OUT, stream
 
 METHODS: dict[str, MethodEntry] = {
-    "auto": DELTA,
     "delta": DELTA,
     "alpha": ALPHA,
     **{name: shooting_entry(name) for name in SHOOTING_METHODS},
@@ -17,9 +23,62 @@ METHODS: dict[str, MethodEntry] = {
 """Registry name -> how it is built."""
 
 
-def iterations_of(options: FitOptions) -> int:
-    """Most iterations of the method that the options name."""
-    return iteration_limit(options, METHODS[options.method])
+def resolve_method(parts: Ingredients) -> MethodChoice:
+    """The method that the options name, or the one that `auto` comes to and the test that decided.
+
+    Raises
+    ------
+    UsageError
+        If the method cannot train with this many states measured.
+    """
+    options, layout, data = parts.options, parts.setup.layout, parts.data.train
+    if options.method != "auto":
+        check_method(options.method, layout)
+        return MethodChoice(options.method, f"method {options.method}: as asked for.")
+    zero = parts.setup.step_zero
+    error = zero.noise
+    if not np.isfinite(error).all():
+        error = held_out_error(
+            data,
+            layout,
+            order=zero.mesh.basis.order,
+            elements=zero.mesh.elements_of_longest,
+            known_start=options.x0 != "free",
+            seed=stream(parts.common.seed, STREAM_HELD_OUT),
+        )
+    return choose_method(
+        zero.mesh,
+        data,
+        condition=zero.condition,
+        held_out_error=error,
+        hidden=layout.hidden,
+        determined=layout.all_measured,
+    )
+
+
+def check_method(name: str, layout: StateLayout) -> None:
+    """δ-SNet needs every state in step 0; the other methods estimate or integrate what no output sees.
+
+    Raises
+    ------
+    UsageError
+        If it needs hidden states other than velocities that are derivatives of measured positions.
+    """
+    supplied = {layout.states[v] for v, q in layout.derived if layout.states[q] not in layout.hidden}
+    unknown = [state for state in layout.hidden if state not in supplied]
+    determined = np.linalg.matrix_rank(layout.observation) + len(layout.hidden) == len(layout.states)
+    if not METHODS[name].needs_all_states or (determined and not unknown):
+        return
+    what = f"nothing measures {', '.join(unknown)}" if unknown else "the outputs do not determine the states"
+    raise UsageError(
+        f"method {name} needs the trajectory of every state, and {what}.",
+        "Choose --method alpha, which estimates them.",
+    )
+
+
+def iterations_of(options: FitOptions, method: str) -> int:
+    """Most iterations of this method under these options."""
+    return iteration_limit(options, METHODS[method])
 
 
 def build_training(name: str, parts: Ingredients) -> Training:

@@ -21,7 +21,7 @@ from snet_cli.workflows.honest_end import RolloutScore
 from snet_cli.workflows.provenance import history_line, provenance
 from snet_cli.workflows.reporter import Tick
 from snet_cli.workflows.resources import set_threads
-from snet_cli.workflows.trained_model import to_checkpoint
+from snet_cli.workflows.trained_model import to_checkpoint, with_estimated_states
 from snet_cli.workflows.training_plan import Training
 from snet_cli.workflows.training_setup import Setup, prepare
 
@@ -125,6 +125,15 @@ def summary_of(
         "best_iteration": result.best_iteration,
         "resumed_from": None,
     }
+
+
+def with_estimates(setup: Setup, training: Training) -> Setup:
+    """The set-up with what training found of hidden states, where the method moves the trajectories."""
+    nodes = getattr(training.method, "nodes", None)
+    if nodes is None:
+        return setup
+    first = mesh_of(setup, training).first_element[:-1]
+    return replace(setup, trained=with_estimated_states(setup.trained, nodes.detach().cpu().numpy(), first))
 
 
 def mesh_of(setup: Setup, training: Training) -> Mesh:

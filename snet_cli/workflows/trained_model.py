@@ -6,7 +6,7 @@ and runs again only when it is named on the command line.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -142,11 +142,35 @@ def training_statistics(problem: Problem, start_nodes: FloatArray) -> tuple[Floa
     start_nodes : ndarray, shape (B, n)
         States at the start of each trajectory.
     """
-    x = problem.x.cpu().numpy()
+    return _statistics(problem.x.cpu().numpy(), start_nodes)
+
+
+def _statistics(x: FloatArray, start_nodes: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
+    """Mean, range and mean start from points (Q, n) and starts (B, n)."""
     low, high = x.min(0), x.max(0)
     magnitude = np.where(np.abs(x).max(0) > 0, np.abs(x).max(0), 1.0)
     extent = np.where(high - low > 1e-12 * magnitude, high - low, magnitude)
     return x.mean(0), extent, start_nodes.mean(0)
+
+
+def with_estimated_states(trained: TrainedModel, nodes: FloatArray, first: NDArray[np.int64]) -> TrainedModel:
+    """The model with mean, range and mean start of its hidden states as training left them, not as step 0 guessed.
+
+    Parameters
+    ----------
+    nodes : ndarray, shape (N, P, n)
+        X at the end of training.
+    first : ndarray of int, shape (B,)
+        First element of each trajectory.
+    """
+    hidden = ~np.isin(np.arange(nodes.shape[2]), np.flatnonzero(trained.layout.measured >= 0))
+    centre, scale, start = _statistics(nodes.reshape(-1, nodes.shape[2]), nodes[first, 0])
+    return replace(
+        trained,
+        centre=np.where(hidden, centre, trained.centre),
+        scale=np.where(hidden, scale, trained.scale),
+        start=np.where(hidden, start, trained.start),
+    )
 
 
 def to_checkpoint(

@@ -78,10 +78,22 @@ class Ingredients:
 
 
 class MethodEntry(NamedTuple):
-    """A line of the registry: how a method is built, and its own limit of iterations under these options."""
+    """A line of the registry.
+
+    Attributes
+    ----------
+    build : callable
+        How the method is built.
+    iterations : callable
+        Its own limit of iterations under these options.
+    needs_all_states : bool
+        Whether step 0 is all it knows of the trajectories, so that every state and every element has to be determined
+        by samples.
+    """
 
     build: Callable[[Ingredients], Training]
     iterations: Callable[[FitOptions], int]
+    needs_all_states: bool = False
 
 
 def iteration_limit(options: FitOptions, entry: MethodEntry) -> int:

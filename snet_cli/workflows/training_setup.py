@@ -16,13 +16,14 @@ from snet_cli.data.constants import known_constants
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.errors import DataError
-from snet_cli.models.options import MlpOptions, ModelOptions
+from snet_cli.models.options import GenericOptions, MlpOptions, ModelOptions
 from snet_cli.models.registry import MODELS, build_model, default_model, state_space
 from snet_cli.models.user import UserSource, read_source
 from snet_cli.training.node_inputs import inputs_at_nodes
 from snet_cli.training.options import FitOptions
 from snet_cli.training.problem import Problem, assemble_problem
-from snet_cli.training.state_layout import StateLayout, lay_out_states
+from snet_cli.training.robust import robust_step_zero
+from snet_cli.training.state_layout import StateLayout, lay_out_states, observed_names
 from snet_cli.training.step_zero import StepZero, step_zero
 from snet_cli.workflows.trained_model import TrainedModel, training_statistics
 
@@ -72,11 +73,27 @@ def choose_model(options: FitOptions, data: Trajectories) -> ModelChoice:
     return ModelChoice(str(tree["name"]), model_options, tree, source)
 
 
-def lay_out(choice: ModelChoice, data: Trajectories) -> StateLayout:
-    """States, outputs and the matrix between them for this model on this data."""
-    second_order = choice.options.second_order if isinstance(choice.options, MlpOptions) else {}
-    required = MODELS[choice.name].required_space(data.output_names) if choice.name in MODELS else None
-    return lay_out_states(data.output_names, None if required is None else required.states, dict(second_order))
+def lay_out(options: FitOptions, choice: ModelChoice, data: Trajectories) -> StateLayout:
+    """States, outputs and the matrix between them for this model on this data.
+
+    Raises
+    ------
+    UsageError
+        If `observe` or `hidden_states` does not fit the data or the model.
+    """
+    seen = observed_names(data.output_names, options.observe)
+    required = MODELS[choice.name].required_space(seen) if choice.name in MODELS else None
+    return lay_out_states(
+        data.output_names,
+        None if required is None else required.states,
+        _second_order(choice),
+        options.observe,
+        choice.options.hidden_states if isinstance(choice.options, GenericOptions) else 0,
+    )
+
+
+def _second_order(choice: ModelChoice) -> dict[str, str]:
+    return dict(choice.options.second_order) if isinstance(choice.options, MlpOptions) else {}
 
 
 def prepare(
@@ -95,8 +112,9 @@ def prepare(
     """
     _require_outputs(data)
     choice = choose_model(options, data)
-    layout = lay_out(choice, data)
-    space = state_space(choice.name, data.output_names, data.inputs.names)._replace(states=layout.states)
+    layout = lay_out(options, choice, data)
+    seen = observed_names(data.output_names, options.observe)
+    space = state_space(choice.name, seen, data.inputs.names)._replace(states=layout.states)
     dtype = torch.float32 if common.dtype == "float32" else torch.float64
     model = build_model(
         choice.name,
@@ -140,18 +158,21 @@ def fit_step_zero(
     deadline: float = math.inf,
 ) -> StepZero:
     """Step 0 as the options ask for it."""
-    second_order = choice.options.second_order if isinstance(choice.options, MlpOptions) else {}
-    return step_zero(
-        data,
-        layout,
-        dict(second_order),
-        order=None if options.order == "auto" else options.order,
-        elements=None if options.elements == "auto" else options.elements,
-        known_start=options.x0 != "free",
-        scaled_misfit=options.scaled,
-        seed=stream(common.seed, STREAM_HELD_OUT),
-        deadline=deadline,
-    )
+
+    def fit(part: Trajectories, order: int | None, elements: int | None) -> StepZero:
+        return step_zero(
+            part,
+            layout,
+            _second_order(choice),
+            order=order if options.order == "auto" else options.order,
+            elements=elements if options.elements == "auto" else options.elements,
+            known_start=options.x0 != "free",
+            scaled_misfit=options.scaled,
+            seed=stream(common.seed, STREAM_HELD_OUT),
+            deadline=deadline,
+        )
+
+    return robust_step_zero(fit, data, layout) if options.loss == "huber" else fit(data, None, None)
 
 
 def build_problem(
