@@ -27,6 +27,7 @@ COMMANDS = {
     "info": ("snet_cli.cli.info", "What is in a file; --check verifies it."),
     "fit": ("snet_cli.cli.fit", "Trajectory file -> model."),
     "evaluate": ("snet_cli.cli.evaluate", "Model + trajectory file -> forecast, scores, pictures."),
+    "compare": ("snet_cli.cli.compare", "Several methods on one file, one table; the experiments of the paper."),
 }
 """Name -> module with `command` and EXAMPLES, and what `snet --help` says of it. A new command is one line here."""
 
@@ -37,6 +38,7 @@ snet simulate vehicle -o train.h5                  a ground-truth system -> traj
 snet import runs/*.csv -o train.h5 --states x,y    your own recordings   -> trajectory file
 snet fit train.h5 -o model.h5                      trajectory file       -> model
 snet evaluate model.h5 test.h5 --plot figures      forecast, scores, pictures
+snet compare train.h5 --test test.h5 -o dir        several methods, one table
 snet info model.h5                                 what is in a file
 """
 

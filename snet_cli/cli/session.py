@@ -93,7 +93,10 @@ class Session:
 
 
 def open_session(
-    ctx: typer.Context, *classes: type[BaseModel], presets: Mapping[str, Mapping[str, Any]] | None = None
+    ctx: typer.Context,
+    *classes: type[BaseModel],
+    presets: Mapping[str, Mapping[str, Any]] | None = None,
+    without: Sequence[str] = (),
 ) -> Session:
     """Resolve the options of a command from its flags, `--set`, SNET_ variables and YAML.
 
@@ -103,6 +106,8 @@ def open_session(
         Holds the flags as they were given.
     classes : type
         The command's own option classes; those of the run and the common ones come with it.
+    without : sequence of str
+        Fields of these classes that the command has not.
 
     Raises
     ------
@@ -111,7 +116,7 @@ def open_session(
     """
     flags = dict(ctx.params)
     declared = {key for key in ctx.params if key in RunOptions.model_fields or key in CommonOptions.model_fields}
-    own = {key for cls in classes for key in cls.model_fields}
+    own = {key for cls in classes for key in cls.model_fields} - set(without)
     sources = Sources(
         flags=flags,
         sets=flags.get("set_") or (),

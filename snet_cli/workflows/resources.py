@@ -59,6 +59,14 @@ def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
 
 
 def peak_memory_mb() -> float:
-    """Largest resident size of this process so far, in 10^6 bytes (kB on Linux, bytes on macOS)."""
+    """Largest resident size of this process so far, in 10^6 bytes.
+
+    Linux counts in `getrusage` what the process was before `exec`, a copy of its parent, and in /proc what it is now.
+    """
+    try:
+        status = Path("/proc/self/status").read_text("utf-8")
+        return float(status.partition("VmHWM:")[2].split()[0]) * 1024.0 / 1e6
+    except (OSError, ValueError, IndexError):
+        pass  # another system, whose `getrusage` is right: kB, or bytes on macOS
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak * (1.0 if sys.platform == "darwin" else 1024.0) / 1e6
