@@ -14,6 +14,7 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from snet_cli.models.jacobian import PointJacobians
 from snet_cli.models.options import Activation, ModelOptions
 
 
@@ -90,6 +91,15 @@ class Model(nn.Module):
             Inputs, then known constants.
         """
         return self.from_features(*self.features(t, x, u))
+
+    def closed_form_jacobians(self, t: Tensor, x: Tensor, u: Tensor) -> PointJacobians | None:
+        """f, ∂f/∂x and ∂f/∂θ where there is a formula for them; None where they are left to automatic differentiation.
+
+        Parameters
+        ----------
+        t, x, u : Tensor, shapes (Q,), (Q, n), (Q, m + c)
+        """
+        return None
 
     def fit_normalization(self, data: NodeData) -> None:
         """Set normalisation buffers from the training data; structured models have none."""
