@@ -9,6 +9,7 @@ In a θ-step x is fixed, so that whatever in f does not depend on θ is computed
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import numpy as np
@@ -158,29 +159,18 @@ class Alpha:
         """What a resumed run needs beside θ and the options: X, dampings, γ, the optimiser's memory."""
         saved = {f"states.{name}": value for name, value in self.states.state().items()}
         saved["progress"] = torch.tensor([float(self.iteration), self.gamma], dtype=torch.float64)
-        if isinstance(self.theta, LbfgsStep):
-            saved |= {"theta.S": self.theta.S, "theta.Y": self.theta.Y}
-        elif isinstance(self.theta, AdamStep):
-            for number, moments in self.theta.optimizer.state_dict()["state"].items():
-                saved |= {f"theta.{number}.{name}": value for name, value in moments.items()}
+        if self.theta is not None:
+            saved |= {f"theta.{name}": value for name, value in self.theta.state().items()}
         return saved
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned, on a model with the θ of that moment."""
         self.states.restore({k.removeprefix("states."): v for k, v in state.items() if k.startswith("states.")})
         self.iteration, self.gamma = int(state["progress"][0]), float(state["progress"][1])
         if self.gamma_rule is not None:
             self.gamma_rule.value = self.gamma
-        if isinstance(self.theta, LbfgsStep):
-            self.theta.S, self.theta.Y = state["theta.S"], state["theta.Y"]
-        elif isinstance(self.theta, AdamStep):
-            moments: dict[int, dict[str, Tensor]] = {}
-            for key, value in state.items():
-                if key.startswith("theta."):
-                    _, number, name = key.split(".")
-                    moments.setdefault(int(number), {})[name] = value
-            whole = self.theta.optimizer.state_dict()
-            self.theta.optimizer.load_state_dict({**whole, "state": moments})
+        if self.theta is not None:
+            self.theta.restore({k.removeprefix("theta."): v for k, v in state.items() if k.startswith("theta.")})
 
 
 def perturbation(relaxed: RelaxedProblem, bound: float, seed: int) -> Tensor:

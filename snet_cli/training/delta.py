@@ -6,6 +6,8 @@ while R(Mx*, θ) > δ:  θ <- step on R(Mx*, θ)
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -86,3 +88,12 @@ class Delta:
             return None
         with torch.no_grad():
             return self.held_out_residual()
+
+    def state(self) -> dict[str, Tensor]:
+        """The optimiser's memory; x never moves."""
+        return {} if self.theta is None else self.theta.state()
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `state` returned, on a model with the θ of that moment."""
+        if self.theta is not None:
+            self.theta.restore(state)

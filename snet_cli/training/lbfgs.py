@@ -15,7 +15,7 @@ that. scipy's keeps no state that could be saved. Here every test is relative: s
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
@@ -131,3 +131,15 @@ class LbfgsStep:
         if curvature > 1e-12 * float(step.norm()) * float(change.norm()):
             self.S = torch.cat([self.S, step[None]])[-PAIRS:]
             self.Y = torch.cat([self.Y, change[None]])[-PAIRS:]
+
+    def state(self) -> dict[str, Tensor]:
+        """Pairs, last loss and gradient (empty where the next step computes it), and the count of evaluations."""
+        gradient = self.S.new_zeros(0) if self.gradient is None else self.gradient
+        counts = {"value": torch.tensor(self.value, dtype=torch.float64), "evaluations": torch.tensor(self.evaluations)}
+        return {"S": self.S, "Y": self.Y, "gradient": gradient, **counts}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `state` returned, bit for bit."""
+        self.S, self.Y = state["S"], state["Y"]
+        self.gradient = state["gradient"] if state["gradient"].numel() else None
+        self.value, self.evaluations = float(state["value"]), int(state["evaluations"])

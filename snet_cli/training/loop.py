@@ -95,6 +95,35 @@ class FitResult:
     seconds: float
 
 
+@dataclass(frozen=True)
+class RunState:
+    """A run between two iterations: with it and the same method, data and options, training goes on bit for bit.
+
+    Attributes
+    ----------
+    parameters : list of Tensor
+        θ of now.
+    buffers : dict
+        `Method.state`.
+    history : ndarray, shape (iterations, 4)
+    best, good : list of Tensor
+        θ that would be kept, and the last one that was seen to be finite; `best` is None while nothing was held out.
+    best_iteration, best_score
+        As in `FitResult`.
+    seconds : float
+        Time in the loop so far.
+    """
+
+    parameters: list[Tensor]
+    buffers: dict[str, Tensor]
+    history: NDArray[np.float64]
+    best: list[Tensor] | None
+    good: list[Tensor]
+    best_iteration: int
+    best_score: float | None
+    seconds: float
+
+
 def run(
     method: Method,
     limits: Limits,
@@ -102,6 +131,8 @@ def run(
     should_stop: Callable[[], bool] = lambda: False,
     is_enough: Callable[[Progress], bool] = lambda progress: False,
     clock: Callable[[], float] = time.perf_counter,
+    resume: RunState | None = None,
+    save: Callable[[int, Callable[[], RunState]], None] = lambda iteration, state: None,
 ) -> FitResult:
     """Iterate until a limit, convergence, a request to stop, or numbers that are not finite.
 
@@ -116,49 +147,98 @@ def run(
     clock : callable
         Tells the time in seconds, for `Limits.deadline` and `FitResult.seconds`; one that stands still while
         `is_enough` measures keeps that out of both.
+    resume : RunState, optional
+        Where to go on; the method and its model are brought to it. A run that had ended under these limits ends at
+        once.
+    save : callable
+        Called after every iteration with its number and what makes a `RunState`; it decides whether to make one.
     """
-    begin = clock()
-    keeper = _Keeper(method, limits.look_every)
-    history: list[tuple[float, float, float, float]] = []
-    status: Status = "iterations"
-    last = Step(math.nan, math.nan, math.nan)
-    for iteration in range(1, limits.iterations + 1):
+    course = _Course(method, limits, resume, clock)
+    status = course.ended()
+    while status is None:
         if should_stop():
             status = "stopped"
-            break
-        if clock() >= limits.deadline:
+        elif clock() >= limits.deadline:
             status = "max-time"
-            break
-        step = method.step()
+        else:
+            progress = course.advance()
+            if progress is None:
+                status = "diverged"
+                break
+            save(progress.iteration, course.state)
+            report(progress)
+            if is_enough(progress):
+                course.keeper.keep(progress.iteration)
+                status = "converged"
+            else:
+                status = course.ended()
+    return course.result(status)
+
+
+class _Course:
+    """What has happened so far in a run."""
+
+    def __init__(self, method: Method, limits: Limits, resume: RunState | None, clock: Callable[[], float]) -> None:
+        self.method, self.limits, self.clock = method, limits, clock
+        self.history: list[tuple[float, float, float, float]] = []
+        self.begin = clock()
+        if resume is not None:
+            _put(method, resume.parameters)
+            method.restore(resume.buffers)
+            self.history = [tuple(row) for row in resume.history.tolist()]
+            self.begin -= resume.seconds
+        self.keeper = _Keeper(method, resume)
+
+    def advance(self) -> Progress | None:
+        """One iteration; None if its loss is not finite."""
+        step = self.method.step()
         if not math.isfinite(step.total):
-            status = "diverged"
-            break
-        last = step
-        held_out = keeper.look(iteration, last=iteration == limits.iterations)
-        history.append((step.residual, step.misfit, step.total, math.nan if held_out is None else held_out))
-        progress = Progress(iteration, step.residual, step.misfit, step.total, held_out, clock() - begin)
-        report(progress)
-        if is_enough(progress):
-            keeper.keep(iteration)
-            status = "converged"
-            break
-        gained_nothing = _stalled(history) or iteration - keeper.best_iteration > limits.patience
-        if step.total <= limits.tolerance or (limits.stop_when_stalled and gained_nothing):
-            status = "converged"
-            break
-    if status != "diverged" and not keeper.kept:
-        keeper.look(len(history), last=True)
-    keeper.restore_best(diverged=status == "diverged")
-    return FitResult(
-        status,
-        len(history),
-        method.evaluations,
-        last,
-        np.array(history, dtype=np.float64).reshape(-1, 4),
-        keeper.best_iteration or len(history),
-        keeper.best_score,
-        clock() - begin,
-    )
+            return None
+        iteration = len(self.history) + 1
+        held_out = self.keeper.look(iteration) if iteration % self.limits.look_every == 0 else None
+        self.history.append((step.residual, step.misfit, step.total, math.nan if held_out is None else held_out))
+        return Progress(iteration, step.residual, step.misfit, step.total, held_out, self.clock() - self.begin)
+
+    def ended(self) -> Status | None:
+        """Whether what happened so far ends the run; it depends on the history and the limits only."""
+        iteration, limits = len(self.history), self.limits
+        if iteration:
+            gained_nothing = _stalled(self.history) or iteration - self.keeper.best_iteration > limits.patience
+            if self.history[-1][2] <= limits.tolerance or (limits.stop_when_stalled and gained_nothing):
+                return "converged"
+        return "iterations" if iteration >= limits.iterations else None
+
+    def state(self) -> RunState:
+        """The run as it stands, in copies of its own."""
+        keeper = self.keeper
+        return RunState(
+            _copy(self.method),
+            {name: value.detach().clone() for name, value in self.method.state().items()},
+            np.array(self.history, dtype=np.float64).reshape(-1, 4),
+            keeper.best,
+            keeper.good,
+            keeper.best_iteration,
+            keeper.best_score,
+            self.clock() - self.begin,
+        )
+
+    def result(self, status: Status) -> FitResult:
+        """Put the best θ into the model, after a last look at held-out data, and say how it went."""
+        keeper, history = self.keeper, self.history
+        if status != "diverged" and not keeper.kept and history:
+            score = keeper.look(len(history))
+            history[-1] = (*history[-1][:3], math.nan if score is None else score)
+        keeper.restore_best(diverged=status == "diverged")
+        return FitResult(
+            status,
+            len(history),
+            self.method.evaluations,
+            Step(*history[-1][:3]) if history else Step(math.nan, math.nan, math.nan),
+            np.array(history, dtype=np.float64).reshape(-1, 4),
+            keeper.best_iteration or len(history),
+            keeper.best_score,
+            self.clock() - self.begin,
+        )
 
 
 def _stalled(history: list[tuple[float, float, float, float]]) -> bool:
@@ -169,25 +249,30 @@ def _stalled(history: list[tuple[float, float, float, float]]) -> bool:
     return before - now <= STALL_GAIN * abs(before) and now <= before
 
 
+def _copy(method: Method) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in method.model.parameters()]
+
+
+def _put(method: Method, values: list[Tensor]) -> None:
+    with torch.no_grad():
+        for parameter, value in zip(method.model.parameters(), values, strict=True):
+            parameter.copy_(value)
+
+
 class _Keeper:
     """Copies of θ: the best on held-out data, and the last that was finite."""
 
-    def __init__(self, method: Method, look_every: int) -> None:
-        self.method, self.look_every = method, look_every
-        self.best_iteration = 0
-        self.best_score: float | None = None
-        self.best: list[Tensor] | None = None
-        self.good = self._copy()
+    def __init__(self, method: Method, resume: RunState | None) -> None:
+        self.method = method
+        self.best_iteration = 0 if resume is None else resume.best_iteration
+        self.best_score = None if resume is None else resume.best_score
+        self.best = None if resume is None else resume.best
+        self.good = _copy(method) if resume is None else resume.good
         self.kept = False
 
-    def _copy(self) -> list[Tensor]:
-        return [parameter.detach().clone() for parameter in self.method.model.parameters()]
-
-    def look(self, iteration: int, *, last: bool) -> float | None:
-        """Score held-out data now and then, and remember θ while everything is finite."""
-        if not last and iteration % self.look_every:
-            return None
-        current = self._copy()
+    def look(self, iteration: int) -> float | None:
+        """Score held-out data, and remember θ while everything is finite."""
+        current = _copy(self.method)
         if not all(bool(torch.isfinite(p).all()) for p in current):
             return None
         self.good = current
@@ -200,13 +285,10 @@ class _Keeper:
 
     def keep(self, iteration: int) -> None:
         """Take the θ of now for the best, whatever the held-out data says."""
-        self.best_iteration, self.best, self.kept = iteration, self._copy(), True
+        self.best_iteration, self.best, self.kept = iteration, _copy(self.method), True
 
     def restore_best(self, *, diverged: bool) -> None:
         """Put the best θ into the model: by held-out score, else the last finite one after a divergence."""
         wanted = self.best if self.best is not None else (self.good if diverged else None)
-        if wanted is None:
-            return
-        with torch.no_grad():
-            for parameter, value in zip(self.method.model.parameters(), wanted, strict=True):
-                parameter.copy_(value)
+        if wanted is not None:
+            _put(self.method, wanted)

@@ -6,6 +6,7 @@ look at the clock, the terminal or a file.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import NamedTuple, Protocol
 
 from torch import Tensor
@@ -58,4 +59,12 @@ class Method(Protocol):
 
     def held_out(self) -> Tensor | None:
         """The relaxed score on held-out data, or None where there is none."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What the next step needs beside θ, tensors by name: optimiser memory, X, dampings, γ."""
+        ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `state` returned, on a model with the θ of that moment, bit for bit."""
         ...

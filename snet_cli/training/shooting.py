@@ -32,6 +32,7 @@ from snet_cli.errors import UsageError
 from snet_cli.models.base import Model
 from snet_cli.training.method import Step
 from snet_cli.training.shooting_batches import ShootingBatch
+from snet_cli.training.theta_step import adam_state, restore_adam
 
 Solver = Literal["euler", "dopri5"]
 Gradient = Literal["steps", "adjoint", "chunks"]
@@ -300,3 +301,12 @@ class Shooting:
         except SolverFailureError:
             return None
         return torch.stack(shares).sum()
+
+    def state(self) -> dict[str, Tensor]:
+        """Adam's moments and the count of evaluations."""
+        return {**adam_state(self.optimizer), "evaluations": torch.tensor(self.evaluations)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `state` returned, on a model with the θ of that moment."""
+        self.evaluations = int(state["evaluations"])
+        restore_adam(self.optimizer, {key: value for key, value in state.items() if key != "evaluations"})

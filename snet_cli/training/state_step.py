@@ -8,7 +8,7 @@ damping of its own and none waits for another.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import NamedTuple, Protocol
 
 import torch
@@ -60,7 +60,7 @@ class StateStep(Protocol):
         """What a resumed run needs, apart from the options."""
         ...
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned."""
         ...
 
@@ -150,7 +150,7 @@ class GradientStep:
         """X."""
         return {"nodes": self.nodes}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take X over."""
         self.nodes = state["nodes"]
 
@@ -188,7 +188,7 @@ class GaussNewtonStep:
         """X and the dampings."""
         return {"nodes": self.nodes, "damping": self.damping}
 
-    def restore(self, state: dict[str, Tensor]) -> None:
+    def restore(self, state: Mapping[str, Tensor]) -> None:
         """Take X and the dampings over."""
         self.nodes, self.damping = state["nodes"], state["damping"]
 

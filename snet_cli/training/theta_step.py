@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Protocol
 
 import torch
@@ -19,6 +19,14 @@ class ThetaStep(Protocol):
 
     def step(self) -> float:
         """Move θ once; returns the loss before the move (Adam) or after it (L-BFGS)."""
+        ...
+
+    def state(self) -> dict[str, Tensor]:
+        """What the next step needs beside θ; tensors by name."""
+        ...
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `state` returned, bit for bit."""
         ...
 
 
@@ -38,6 +46,33 @@ class AdamStep:
         self.optimizer.step()
         self.evaluations += 1
         return float(loss.detach())
+
+    def state(self) -> dict[str, Tensor]:
+        """Moments and counts of Adam."""
+        return {**adam_state(self.optimizer), "evaluations": torch.tensor(self.evaluations)}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `state` returned, bit for bit."""
+        self.evaluations = int(state["evaluations"])
+        restore_adam(self.optimizer, {key: value for key, value in state.items() if key != "evaluations"})
+
+
+def adam_state(optimizer: torch.optim.Adam) -> dict[str, Tensor]:
+    """Step counts and moments by parameter number: ``0.step``, ``0.exp_avg``, ``0.exp_avg_sq``, ..."""
+    return {
+        f"{number}.{name}": value.detach().clone()
+        for number, moments in optimizer.state_dict()["state"].items()
+        for name, value in moments.items()
+    }
+
+
+def restore_adam(optimizer: torch.optim.Adam, state: Mapping[str, Tensor]) -> None:
+    """Put back what `adam_state` returned."""
+    moments: dict[int, dict[str, Tensor]] = {}
+    for key, value in state.items():
+        number, name = key.split(".")
+        moments.setdefault(int(number), {})[name] = value
+    optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
 
 def build_theta_step(options: ThetaStepOptions, model: nn.Module, loss: Callable[[], Tensor]) -> ThetaStep:
