@@ -179,7 +179,7 @@ def test_an_older_checkpoint_says_that_it_has_no_scales(files, snet):
 
 
 def test_the_rule_survives_json_to_the_last_bit():
-    rule = RelaxedRule(14, 10 / 3, (0.1, 1 / 3), (np.pi,), None, True)
+    rule = RelaxedRule(14, 10 / 3, (0.1, 1 / 3), (np.pi,), None, True, "huber")
     assert RelaxedRule.from_json(rule.to_json(), 2, 1) == rule
     with pytest.raises(ValueError, match="do not fit"):
         RelaxedRule.from_json(rule.to_json(), 1, 1)
@@ -194,17 +194,40 @@ def test_known_constants_that_the_file_lacks_are_those_of_training(tmp_path, mon
     assert known == unknown
 
 
-def test_a_velocity_that_nobody_measured_is_part_of_x(tmp_path, monkeypatch):
-    """X of Eq. 4 holds the hidden state, so that a model which needs it is scored like any other."""
+def test_a_state_that_nobody_measured_is_part_of_x(tmp_path, monkeypatch):
+    """From step 0's guess of it, X gets to where training left it: the score of the training data is at most its J."""
     monkeypatch.chdir(tmp_path)
     save_trajectories("a.h5", pendulums(6, 60, both=False))
     save_trajectories("v.h5", pendulums(2, 60, both=False, seed=4))
-    model = {"name": "mlp", "hidden": [8], "second_order": {"q": "v"}}
-    scores = [trained(iterations=n, model=model, order=10)["validation"]["relaxed"] for n in (1, 25)]
-    assert scores[1] < 0.1 * scores[0]
-    held, trained_model = held_out()
-    assert trained_model.layout.states == ("q", "v")
-    assert held.relaxed.defect(trained_model.model, torch.from_numpy(held.problem.nodes)).shape[2] == 2
+    model = {"name": "mlp", "hidden": [8], "hidden_states": 1}
+    first, later = (trained(iterations=n, model=model, order=10, gamma=30.0) for n in (1, 25))
+    assert later["validation"]["relaxed"] < 0.01 * first["validation"]["relaxed"]
+    again = evaluate("m.h5", "a.h5", options=RELAXED)["relaxed"]["total"]
+    assert again <= 1.05 * (later["loss"]["residual"] + 30.0 * later["loss"]["misfit"])
+
+
+def test_a_method_that_integrates_is_scored_with_a_free_x_where_a_state_is_hidden(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_trajectories("a.h5", pendulums(2, 30, both=False))
+    save_trajectories("v.h5", pendulums(2, 30, both=False, seed=4))
+    trained("bkpr-euler", 1, model={"name": "mlp", "hidden": [4], "hidden_states": 1})
+    assert held_out()[1].rule.gamma == 3.0
+
+
+def test_outliers_hardly_count_under_hubers_loss(files):
+    trained()
+    data = load_trajectories("v.h5")
+    spoilt = data.outputs.copy()
+    spoilt[::25] += 50.0
+    model = held_out()[1]
+
+    def total(loss, outputs):
+        rule = replace(model.rule, loss=loss)
+        held = hold_out(model, rule, replace(data, outputs=outputs), CommonOptions(), torch.device("cpu"))
+        return held.scorer().score(model.model).total
+
+    assert total("huber", spoilt) < 0.1 * total("squared", spoilt)
+    assert total("huber", data.outputs) == pytest.approx(total("squared", data.outputs), rel=0.2)
 
 
 # --- fit --validation ------------------------------------------------------------------------------------------------

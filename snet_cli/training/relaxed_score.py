@@ -1,8 +1,8 @@
 """Relaxed cross-validation (Quaglino et al. 2020, Sec. 7): score θ on other trajectories without solving the ODE.
 
 X of the held-out file minimises Eq. 4, γL + R, with θ fixed; what is left of γL + R is the score. Hidden states need
-no special care: they are part of X. Where training leaves X at step 0 (δ-SNet, and the methods that integrate), so does
-the score: it is R there.
+no special care: they are part of X. δ-SNet leaves X at step 0, and so does its score, which is R there. The methods
+that integrate have no X; they are scored like δ-SNet where the outputs determine all states, else like α-SNet.
 
 Scores are compared with each other, while training and between checkpoints, and so need one γ. One that follows the
 noise falls or rises by orders of magnitude in a run, and γL + R with it, whatever θ does; the score then takes
@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -53,6 +53,8 @@ class RelaxedRule:
         γ of the score; None leaves X at step 0.
     known_start : bool
         Whether x(t0) is held where the file knows it.
+    loss : {"squared", "huber"}
+        Of step 0 and of the misfit: huber weighs samples far from step 0 down.
     """
 
     order: int
@@ -61,6 +63,7 @@ class RelaxedRule:
     channel_scale: tuple[float, ...]
     gamma: float | None
     known_start: bool
+    loss: Literal["squared", "huber"]
 
     def to_json(self) -> dict[str, Any]:
         """As JSON, exact to the last bit."""
@@ -83,6 +86,7 @@ class RelaxedRule:
             tuple(float(value) for value in tree["channel_scale"]),
             None if gamma is None else float(gamma),
             bool(tree["known_start"]),
+            "huber" if tree["loss"] == "huber" else "squared",
         )
         if len(rule.state_scale) != states or len(rule.channel_scale) != outputs:
             raise ValueError("the scales of the relaxed score do not fit the states and outputs")

@@ -7,6 +7,7 @@ import math
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.spectral.fitting import channel_scales
 from snet_cli.training.options import SHOOTING_ITERATIONS
+from snet_cli.training.relaxed_score import REFERENCE_GAMMA
 from snet_cli.training.shooting_batches import ShootingBatch, batch_trajectories
 from snet_cli.workflows.training_plan import (
     Ingredients,
@@ -28,7 +29,8 @@ def shooting_entry(name: str) -> MethodEntry:
 
         options, setup, data = parts.options, parts.setup, parts.data
         model = setup.trained.model
-        rule = relaxed_rule(parts, setup.problem)
+        # step 0 only guesses what no output sees: X then has to follow the model before R says anything of it
+        rule = relaxed_rule(parts, setup.problem, None if setup.layout.all_measured else REFERENCE_GAMMA)
 
         def batches(part: Trajectories) -> tuple[ShootingBatch, ...]:
             return batch_trajectories(

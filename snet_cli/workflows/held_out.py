@@ -19,6 +19,7 @@ from snet_cli.training.options import FitOptions
 from snet_cli.training.problem import Problem
 from snet_cli.training.relaxed import RelaxedProblem, known_start_mask, nodes_of, relax
 from snet_cli.training.relaxed_score import RelaxedRule, RelaxedScorer
+from snet_cli.training.robust import as_tensor, huber_weight
 from snet_cli.workflows.trained_model import TrainedModel
 from snet_cli.workflows.training_setup import ModelChoice, build_problem, fit_step_zero, require_inputs_cover
 
@@ -66,7 +67,7 @@ def hold_out(
     columns = [data.output_names.index(name) for name in layout.outputs]
     data = replace(data, outputs=data.outputs[:, columns], output_names=layout.outputs)
     elements = max(1, round(float((data.end - data.start).max()) / rule.width))
-    options = FitOptions(order=rule.order, elements=elements, x0=None if rule.known_start else "free")
+    options = FitOptions(order=rule.order, elements=elements, x0=None if rule.known_start else "free", loss=rule.loss)
     zero = fit_step_zero(options, common, data, _choice(trained), layout)
     problem = build_problem(
         options, data, layout, zero, trained.model.constants, trained.inputs, device, trained.constants
@@ -74,6 +75,9 @@ def hold_out(
     problem = replace(problem, scale=torch.tensor(rule.state_scale, dtype=torch.float64, device=device))
     known = known_start_mask(data, layout.states)[0] if rule.known_start else None
     relaxed = relax(problem, data, np.array(rule.channel_scale), known_start=known)
+    if zero.threshold is not None:
+        far = huber_weight(relaxed.error(nodes_of(problem)), as_tensor(zero.threshold, device))
+        relaxed = relaxed.with_weight(relaxed.observed.weight * far)
     if rule.gamma is None:  # X stays where step 0 put it, so that gaps count no more than in training
         relaxed = replace(relaxed, quadrature=problem.weight.reshape(relaxed.quadrature.shape))
     return HeldOut(problem, relaxed, rule.gamma)

@@ -134,6 +134,7 @@ def relaxed_rule(
         tuple(channels.tolist()),
         gamma,
         not (free or options.x0 == "free"),
+        options.loss,
     )
 
 
