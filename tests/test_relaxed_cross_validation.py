@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import replace
 
 import numpy as np
@@ -15,9 +16,11 @@ from snet_cli.data.options import CommonOptions
 from snet_cli.data.signals import Inputs
 from snet_cli.data.trajectory_file import load_trajectories, save_trajectories
 from snet_cli.evaluation.options import EvaluateOptions
-from snet_cli.training.options import FitOptions
+from snet_cli.training.alpha import Alpha
+from snet_cli.training.alpha_options import AlphaOptions
+from snet_cli.training.options import FitOptions, ThetaStepOptions
 from snet_cli.training.relaxed import weighted_square
-from snet_cli.training.relaxed_score import RelaxedRule, relaxed_score
+from snet_cli.training.relaxed_score import RelaxedRule, RelaxedScorer, relaxed_score
 from snet_cli.workflows.evaluate import evaluate
 from snet_cli.workflows.fit import fit
 from snet_cli.workflows.held_out import hold_out
@@ -246,6 +249,24 @@ def test_the_model_with_the_best_validation_score_is_the_one_that_is_kept(files,
     trained(method, best, **wide)
     early = load_checkpoint("m.h5").state
     assert all(np.array_equal(kept.state[name], early[name]) for name in early)
+
+
+def test_a_resumed_run_scores_as_if_it_had_not_stopped():
+    """The scorer's X starts where its last score left it, and so belongs to what a resumed run needs."""
+    data, problem, relaxed, nodes = relaxed_spirals(3)
+
+    def alpha():
+        scorer = RelaxedScorer(relaxed, nodes, 3.0)
+        return Alpha(problem, relaxed, network(data), AlphaOptions(warm_up=0), ThetaStepOptions(), held_out=scorer)
+
+    first, second = alpha(), alpha()
+    first.step()
+    first.held_out()
+    second.model.load_state_dict(copy.deepcopy(first.model.state_dict()))
+    second.restore(copy.deepcopy(first.state()))
+    first.step()
+    second.step()
+    assert first.held_out().item() == second.held_out().item()
 
 
 def test_gamma_that_follows_the_noise_does_not_move_the_score(files):

@@ -116,7 +116,7 @@ class Alpha:
         """J of the held-out trajectories at the scorer's γ, their X minimising Eq. 4 with θ fixed (Sec. 7)."""
         if self.scorer is None:
             return None
-        return torch.tensor(self.scorer.score(self.model).total)
+        return torch.tensor(self.scorer.score(self.model).total, dtype=torch.float64)
 
     def _move_states(self) -> None:
         if self.threshold is not None:
@@ -161,11 +161,15 @@ class Alpha:
         saved["progress"] = torch.tensor([float(self.iteration), self.gamma], dtype=torch.float64)
         if self.theta is not None:
             saved |= {f"theta.{name}": value for name, value in self.theta.state().items()}
+        if self.scorer is not None:
+            saved["held_out.nodes"] = self.scorer.nodes
         return saved
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned, on a model with the θ of that moment."""
         self.states.restore({k.removeprefix("states."): v for k, v in state.items() if k.startswith("states.")})
+        if self.scorer is not None:
+            self.scorer.nodes = state["held_out.nodes"]
         self.iteration, self.gamma = int(state["progress"][0]), float(state["progress"][1])
         if self.gamma_rule is not None:
             self.gamma_rule.value = self.gamma
