@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -85,6 +85,8 @@ def compare(
     _make_folders(output, plan)
     for path, data in plan.data.items():
         _provide(path, data, common, report, options.resume)
+    if plan.data:
+        _check_models(plan.jobs, {}, common, report)
     finished = _all_rows(plan, output, options, report, isolate)
     comparison = Comparison(tuple(each.row for each in finished), output, options.preset)
     from snet_cli.workflows.compare_figures import draw_comparison  # matplotlib: not before it is needed
@@ -129,8 +131,6 @@ def _checked(plan: Plan, common: CommonOptions, report: Reporter) -> Plan:
     ------
     SnetError
     """
-    from snet_cli.workflows.compare_checks import check_models  # torch
-
     jobs = []
     for job in plan.jobs:
         if job.checkpoint is not None:
@@ -140,8 +140,14 @@ def _checked(plan: Plan, common: CommonOptions, report: Reporter) -> Plan:
             method = dict(checkpoint.config.get("fit") or {}).get("method")
             job = replace(job, method=str(method or "unknown"))
         jobs.append(job)
-    check_models(jobs, plan.data, common, report)
+    _check_models(jobs, plan.data, common, report)
     return replace(plan, jobs=tuple(jobs))
+
+
+def _check_models(jobs: Sequence[Job], data: Mapping[str, DataSet], common: CommonOptions, report: Reporter) -> None:
+    from snet_cli.workflows.compare_checks import check_models  # torch: a usage error need not wait for it
+
+    check_models(jobs, data, common, report)
 
 
 def _make_folders(output: str, plan: Plan) -> None:
@@ -204,7 +210,7 @@ def _all_rows(plan: Plan, output: str, options: CompareOptions, report: Reporter
 
 
 def _run(job: Job, folder: Path, fingerprint: str, report: Reporter, isolate: bool) -> Finished:
-    if isolate:
+    if isolate and job.kind != "hold":  # which needs no memory of its own, and no seconds to start
         return run_isolated(job, folder, fingerprint, report)
     from snet_cli.workflows.compare_rows import make_row
 

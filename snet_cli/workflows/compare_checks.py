@@ -15,7 +15,7 @@ from snet_cli.workflows.compare_plan import Job
 from snet_cli.workflows.experiments import DataSet
 from snet_cli.workflows.fit_data import load_fit_data
 from snet_cli.workflows.reporter import Reporter
-from snet_cli.workflows.training_setup import choose_model
+from snet_cli.workflows.training_setup import choose_model, lay_out
 
 
 def check_models(jobs: Sequence[Job], data: Mapping[str, DataSet], common: CommonOptions, report: Reporter) -> None:
@@ -40,7 +40,9 @@ def check_models(jobs: Sequence[Job], data: Mapping[str, DataSet], common: Commo
         train = load_fit_data(path, FitOptions.model_validate(dict(first.fit)), common, report).train
         for job in trained:
             if job.train == path and job.method != "linear":
-                choice = choose_model(FitOptions.model_validate(dict(job.fit)), train)
+                options = FitOptions.model_validate(dict(job.fit))
+                choice = choose_model(options, train)
+                lay_out(options, choice, train)
                 state_space(choice.name, train.output_names, train.inputs.names)
         _check_test(first.test, train, common)
     alone = {job.test for job in jobs if job.train is None and job.test is not None}

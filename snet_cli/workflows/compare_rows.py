@@ -28,10 +28,10 @@ from snet_cli.workflows.compare_store import MODEL, Finished, save_curve, save_f
 from snet_cli.workflows.compare_tracking import Stopwatch, Tracker
 from snet_cli.workflows.fit_data import FitData, load_fit_data
 from snet_cli.workflows.honest_end import RolloutScore, rollout_score
-from snet_cli.workflows.methods import build_training
+from snet_cli.workflows.methods import build_training, resolve_method
 from snet_cli.workflows.reporter import Reporter, Silent
 from snet_cli.workflows.resources import choose_device, peak_memory_mb, set_threads
-from snet_cli.workflows.train_one import checkpoint_of, finite, limits_of, set_up, summary_of, tick_of
+from snet_cli.workflows.train_one import checkpoint_of, finite, limits_of, set_up, summary_of, tick_of, with_estimates
 from snet_cli.workflows.trained_model import TrainedModel, from_checkpoint
 from snet_cli.workflows.training_plan import Ingredients, Training
 from snet_cli.workflows.training_setup import Setup
@@ -89,7 +89,7 @@ def _train_row(job: Job, folder: Path, report: Reporter) -> ComparisonRow:
     setup = set_up(options, common, data.train, device, started)
     initial = deepcopy(setup.trained.model.state_dict())
     trained = _train(job, setup, data, options, common, device, started, report)
-    result, tracker = trained.result, trained.tracker
+    setup, result, tracker = trained.setup, trained.result, trained.tracker
     save_curve(folder, tracker.points)
     train_score = test_score = None
     rollout_seconds = 0.0
@@ -139,20 +139,22 @@ def _train(
     report: Reporter,
 ) -> _Trained:
     """The timed part: build the method and iterate."""
-    training = build_training(options.method, Ingredients(setup, data, options, common, device))
+    parts = Ingredients(setup, data, options, common, device)
+    training = build_training(resolve_method(parts).method, parts)
     clock = Stopwatch()
     setup_seconds = clock() - started
     limits = limits_of(training, options, math.inf if options.max_time is None else started + options.max_time)
 
     def score() -> RolloutScore:
-        return rollout_score(setup.trained, data.train, device, Silent(), TRACK_SECONDS)
+        now = with_estimates(setup, training).trained
+        return rollout_score(now, data.train, device, Silent(), TRACK_SECONDS)
 
     def each(progress: Progress) -> None:
         report.progress(tick_of(progress, limits))
 
     tracker = Tracker(setup.trained.model, score, clock, limits.iterations, job.target_mse, job.snapshots)
     result = run(training.method, limits, each, report.should_stop, is_enough=tracker, clock=clock)
-    return _Trained(setup, training, result, tracker, setup_seconds, peak_memory_mb())
+    return _Trained(with_estimates(setup, training), training, result, tracker, setup_seconds, peak_memory_mb())
 
 
 def _ending(trained: _Trained, train: RolloutScore | None, test: RolloutScore | None) -> tuple[str, str | None]:
@@ -272,7 +274,6 @@ def _hold_row(job: Job, folder: Path, report: Reporter) -> ComparisonRow:
         train_mse=mse[0],
         test_mse=mse[1],
         diverged=diverged,
-        peak_memory_mb=peak_memory_mb(),
     )
 
 
