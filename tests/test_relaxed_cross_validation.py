@@ -117,6 +117,10 @@ def test_fit_and_evaluate_give_the_same_score_for_every_method(files, snet, meth
         assert relaxed["total"] == relaxed["residual"]
     shown = snet("evaluate", "m.h5", "v.h5", "--relaxed")
     assert "without integration (relaxed): total" in shown.out + shown.err
+
+
+def test_a_relaxed_score_is_given_where_it_is_asked_for_and_can_be_required(files, snet):
+    trained("delta", validation=None)
     assert snet("evaluate", "m.h5", "v.h5", "--json").json["relaxed"] is None
     assert snet("evaluate", "m.h5", "v.h5", "--relaxed", "--require", "relaxed.total<=0").code == 7
 
@@ -218,14 +222,14 @@ def test_a_method_that_integrates_is_scored_with_a_free_x_where_a_state_is_hidde
 
 
 def test_outliers_hardly_count_under_hubers_loss(files):
-    trained()
-    data = load_trajectories("v.h5")
+    trained("delta", validation=None)
+    data = load_trajectories("v.h5").select([0, 1])
     spoilt = data.outputs.copy()
-    spoilt[::25] += 50.0
-    model = held_out()[1]
+    spoilt[12::25] += 50.0
+    model = from_checkpoint(load_checkpoint("m.h5"), "m.h5", None)
 
     def total(loss, outputs):
-        rule = replace(model.rule, loss=loss)
+        rule = replace(model.rule, loss=loss, gamma=3.0)
         held = hold_out(model, rule, replace(data, outputs=outputs), CommonOptions(), torch.device("cpu"))
         return held.scorer().score(model.model).total
 
@@ -282,10 +286,10 @@ def test_the_score_ranks_stages_of_training_as_the_rollout_does(files):
     save_trajectories("a.h5", spirals(6, 60), force=True)
     save_trajectories("t.h5", spirals(4, 60, seed=9))
     stages = []
-    for iterations in (1, 2, 5, 15, 40, 100):
+    for iterations in (1, 5, 15, 40, 100):
         trained("delta", iterations, order=12, validation=None)
         result = evaluate("m.h5", "t.h5", options=RELAXED)
         stages.append((result["mse"], result["relaxed"]["total"]))
     mse, relaxed = np.array(stages).T
     assert relaxed[-1] < 0.05 * relaxed[0]
-    assert spearmanr(mse, relaxed)[0] >= 0.9  # one exchange of neighbours among six is allowed
+    assert spearmanr(mse, relaxed)[0] >= 0.9  # one exchange of neighbours among five is allowed
