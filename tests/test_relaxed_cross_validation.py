@@ -223,9 +223,9 @@ def test_a_method_that_integrates_is_scored_with_a_free_x_where_a_state_is_hidde
 
 def test_outliers_hardly_count_under_hubers_loss(files):
     trained("delta", validation=None)
-    data = load_trajectories("v.h5").select([0, 1])
+    data = spirals(2, 50, noise=0.02, seed=5)
     spoilt = data.outputs.copy()
-    spoilt[12::25] += 50.0
+    spoilt[12::25] += 5.0
     model = from_checkpoint(load_checkpoint("m.h5"), "m.h5", None)
 
     def total(loss, outputs):
@@ -233,7 +233,7 @@ def test_outliers_hardly_count_under_hubers_loss(files):
         held = hold_out(model, rule, replace(data, outputs=outputs), CommonOptions(), torch.device("cpu"))
         return held.scorer().score(model.model).total
 
-    assert total("huber", spoilt) < 0.1 * total("squared", spoilt)
+    assert total("huber", spoilt) < 0.05 * total("squared", spoilt)
     assert total("huber", data.outputs) == pytest.approx(total("squared", data.outputs), rel=0.2)
 
 
