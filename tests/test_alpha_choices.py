@@ -132,8 +132,8 @@ def test_dense_exact_data_is_left_to_delta_and_every_other_test_says_alpha():
     data = spirals(3, 60)
     assert _choice(data).method == "delta"
     cases = [
-        (_choice(data, hidden=("h1",)), "not all states (h1) are measured"),
-        (_choice(data, determined=False), "not all states are measured"),
+        (_choice(data, hidden=("h1",)), "nothing measures h1"),
+        (_choice(data, determined=False), "the outputs do not determine the states"),
         (_choice(data, order=40), "trajectory '0' has 1.5 samples of 'a' per unknown of its series, fewer than 2"),
         (_choice(data, condition=300.0), "step 0 is ill-conditioned (300, above 100)"),
         (_choice(data, held_out_error=np.array([1e-6, 0.1])), "standard deviations of 'b', not below 0.001"),

@@ -35,6 +35,7 @@ def command(
     model: Annotated[Text, flag(FitOptions, "model", "NAME|FILE.py:Class")] = None,
     order: Annotated[Text, flag(FitOptions, "order", "auto|P")] = None,
     elements: Annotated[Text, flag(FitOptions, "elements", "auto|E")] = None,
+    gamma: Annotated[Text, flag(FitOptions, "gamma", "auto|G")] = None,
     iterations: Annotated[Text, flag(FitOptions, "iterations", "N")] = None,
     tolerance: Annotated[Text, flag(FitOptions, "tolerance", "δ")] = None,
     max_time: Annotated[Text, flag(FitOptions, "max_time", "SECONDS")] = None,

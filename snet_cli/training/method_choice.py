@@ -61,27 +61,27 @@ def choose_method(
         Whether y = C x determines x where nothing is hidden.
     """
     if hidden or not determined:
-        names = f" ({', '.join(hidden)})" if hidden else ""
-        return MethodChoice("alpha", f"method alpha: not all states{names} are measured.")
+        what = f"nothing measures {', '.join(hidden)}" if hidden else "the outputs do not determine the states"
+        return MethodChoice("alpha", f"{what}.")
     ratio = samples_per_unknown(mesh, data)
     worst = np.unravel_index(int(np.argmin(ratio)), ratio.shape)
     channel = data.output_names[worst[1]]
     if ratio[worst] < SAMPLES_PER_UNKNOWN:
         return MethodChoice(
             "alpha",
-            f"method alpha: trajectory '{data.ids[worst[0]]}' has {ratio[worst]:.2g} samples of '{channel}' per unknown"
+            f"trajectory '{data.ids[worst[0]]}' has {ratio[worst]:.2g} samples of '{channel}' per unknown"
             f" of its series, fewer than {SAMPLES_PER_UNKNOWN:g}.",
         )
     if condition > ILL_CONDITIONED:
         return MethodChoice(
             "alpha",
-            f"method alpha: step 0 is ill-conditioned ({condition:.3g}, above {ILL_CONDITIONED:g}).",
+            f"step 0 is ill-conditioned ({condition:.3g}, above {ILL_CONDITIONED:g}).",
         )
     relative = held_out_error / channel_scales(data.outputs)[1]
     if not np.isfinite(relative).all():
-        return MethodChoice("alpha", "method alpha: no held-out sample shows how exact step 0 is.")
+        return MethodChoice("alpha", "no held-out sample shows how exact step 0 is.")
     j = int(np.argmax(relative))
     found = f"step 0's held-out error is {relative[j]:.2g} standard deviations of '{data.output_names[j]}'"
     if relative[j] >= EXACT:
-        return MethodChoice("alpha", f"method alpha: {found}, not below {EXACT:g}.")
-    return MethodChoice("delta", f"method delta: {found}, below {EXACT:g}, and every trajectory is densely sampled.")
+        return MethodChoice("alpha", f"{found}, not below {EXACT:g}.")
+    return MethodChoice("delta", f"{found}, below {EXACT:g}, and every trajectory is densely sampled.")

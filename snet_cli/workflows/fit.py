@@ -15,7 +15,7 @@ from snet_cli.training.method_choice import MethodChoice
 from snet_cli.training.options import FitOptions
 from snet_cli.workflows.fit_data import load_fit_data
 from snet_cli.workflows.honest_end import rollout_score
-from snet_cli.workflows.methods import METHODS, build_training, iterations_of, resolve_method
+from snet_cli.workflows.methods import METHODS, build_training, check_unknowns, iterations_of, resolve_method
 from snet_cli.workflows.metrics_file import MetricsFile
 from snet_cli.workflows.reporter import Reporter, Silent
 from snet_cli.workflows.resources import choose_device, peak_memory_mb
@@ -83,7 +83,8 @@ def fit(
     setup = set_up(options, common, data.train, device, started)
     parts = Ingredients(setup, data, options, common, device)
     choice = resolve_method(parts)
-    notes = [choice.reason] if options.method == "auto" else []
+    notes = [f"method {choice.method}: {choice.reason}"] if options.method == "auto" else []
+    notes += check_unknowns(choice.method, parts)
     if METHODS[choice.method].needs_all_states:
         notes += setup.step_zero.notes
     _tell_setup(setup, notes, report)

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 
-from snet_cli.errors import UsageError
+from snet_cli.errors import DataError, UsageError
 from snet_cli.training.method_choice import MethodChoice, choose_method
 from snet_cli.training.options import FitOptions
+from snet_cli.training.relaxed import known_start_mask
 from snet_cli.training.state_layout import StateLayout
 from snet_cli.training.step_zero import held_out_error
 from snet_cli.workflows.build_alpha import ALPHA
@@ -34,7 +35,7 @@ def resolve_method(parts: Ingredients) -> MethodChoice:
     options, layout, data = parts.options, parts.setup.layout, parts.data.train
     if options.method != "auto":
         check_method(options.method, layout)
-        return MethodChoice(options.method, f"method {options.method}: as asked for.")
+        return MethodChoice(options.method, "as asked for.")
     zero = parts.setup.step_zero
     error = zero.noise
     if not np.isfinite(error).all():
@@ -73,6 +74,36 @@ def check_method(name: str, layout: StateLayout) -> None:
     raise UsageError(
         f"method {name} needs the trajectory of every state, and {what}.",
         "Choose --method alpha, which estimates them.",
+    )
+
+
+def check_unknowns(method: str, parts: Ingredients) -> tuple[str, ...]:
+    """Notes on data that leaves weights or initial states open, where the method estimates both.
+
+    Raises
+    ------
+    DataError
+        If there are fewer measured values than initial states to be estimated: no regulariser makes up for that.
+    """
+    if METHODS[method].needs_all_states:
+        return ()
+    setup, data = parts.setup, parts.data.train
+    values = int(np.isfinite(data.outputs).sum())
+    known = known_start_mask(data, setup.layout.states)[0] if parts.options.x0 != "free" else False
+    starts = int((~np.broadcast_to(known, (len(data), len(setup.layout.states)))).sum())
+    if values < starts:
+        raise DataError(
+            f"{values} measured values cannot determine {starts} initial states ({len(setup.layout.states)} in each of "
+            f"{len(data)} trajectories): {starts - values} are missing.",
+            "Take fewer hidden states, or longer recordings.",
+        )
+    weights = sum(p.numel() for p in setup.trained.model.parameters())
+    if values >= starts + weights:
+        return ()
+    return (
+        f"{values} measured values for {weights} weights and {starts} initial states: {starts + weights - values} are "
+        "missing to determine them all; what stays open is held near its start. Smaller model.hidden may forecast "
+        "better.",
     )
 
 
