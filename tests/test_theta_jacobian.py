@@ -100,7 +100,7 @@ def assert_same(got, wanted, tolerance):
 def test_every_model_agrees_with_automatic_differentiation(name):
     """Only the order of sums differs between a formula and torch.func: a few units of rounding."""
     model, at = case(CASES[name][0], **CASES[name][1])
-    got = routes.point_jacobians(model, *at)
+    got = routes.theta_jacobian(model, *at)
     assert_same(got, routes._by_parameter(model, *at), 1e-12)
     assert_same(got[:2], state_jacobian(model, *at), 1e-12)
     assert not any(part.requires_grad for part in got)
@@ -117,14 +117,14 @@ def test_torch_func_and_the_pass_per_parameter_agree():
     assert not wanted.G[..., 3:].any()
     with pytest.raises(RuntimeError):
         routes._by_vmap(UserModel(Branching()), *at)
-    assert_same(routes.point_jacobians(UserModel(Branching()), *at), wanted, 1e-14)
+    assert_same(routes.theta_jacobian(UserModel(Branching()), *at), wanted, 1e-14)
 
 
 @pytest.mark.parametrize("name", ["mlp", "vehicle"])
 def test_products_are_those_with_the_formed_matrix(name):
     """G dθ and Gᵀ v without forming G."""
     model, at = case(name, hidden=[3])
-    f, _, G = routes.point_jacobians(model, *at)
+    f, _, G = routes.theta_jacobian(model, *at)
     direction, vectors = torch.randn(G.shape[2], dtype=F64), torch.randn_like(f)
     assert_same(
         [
@@ -141,7 +141,7 @@ def test_a_float32_network_gives_its_own_rates_in_float64():
     """f is to the bit what training evaluates; the derivatives are those of the same weights to float32 rounding."""
     for name in ("linear", "mlp", "vehicle", "multi-agent"):
         model, at = case(name, torch.float32)
-        got = routes.point_jacobians(model, *at)
+        got = routes.theta_jacobian(model, *at)
         with torch.no_grad():
             torch.testing.assert_close(got.f, evaluate(model, *at), rtol=2e-6, atol=2e-6)
         assert_same(got, routes._by_parameter(model, *at), 2e-5)
@@ -151,7 +151,7 @@ def test_a_float32_network_gives_its_own_rates_in_float64():
 def test_a_model_without_parameters_has_an_empty_theta_jacobian():
     """N_θ = 0 is a size like any other."""
     at = points(2, 2)
-    got = routes.point_jacobians(UserModel(Known()), *at)
+    got = routes.theta_jacobian(UserModel(Known()), *at)
     assert got.G.shape == (POINTS, 2, 0)
     torch.testing.assert_close(got.F, torch.diag_embed(-at[2]))
     products = routes.ThetaProducts(UserModel(Known()), *at)
@@ -162,7 +162,7 @@ def test_a_model_without_parameters_has_an_empty_theta_jacobian():
 def test_what_cannot_be_differentiated_is_refused():
     """A module that leaves torch gets a sentence."""
     with pytest.raises(NumericalError, match="cannot be differentiated"):
-        routes.point_jacobians(UserModel(Undifferentiable()), *points(2, 1))
+        routes.theta_jacobian(UserModel(Undifferentiable()), *points(2, 1))
 
 
 def test_chunks_cover_the_points_within_the_memory():

@@ -47,20 +47,57 @@ def policy_velocities(states: Tensor, w: Tensor, constants: Tensor) -> Tensor:
     Two agents at one point have d = 0 and heading difference atan2(0, 0) = 0; the direction (1, 0) is put in before
     the square root and atan2, so that derivatives are finite there and on the excluded diagonal i = j.
     """
+    x, y, phi = _poses(states)
+    return _velocities(x, y, phi, _differences(x), _differences(y), w, constants)
+
+
+def policy_jacobian(states: Tensor, w: Tensor, constants: Tensor) -> Tensor:
+    """Derivatives of `policy_velocities` by the states, shape (..., N_a, 2, 3 N_a), without a graph.
+
+    Agent i is moved by its own pose and by its distances to the others, so that the gradient of Σ_i v_i by poses and
+    distances holds the derivatives of every v_i apart: two backward passes for any number of agents.
+    """
+    pose = _poses(states.detach())
+    by_pose, by_pair = [], []
+    with torch.enable_grad():
+        x, y, phi = (part.clone().requires_grad_() for part in pose)
+        dx, dy = (_differences(part).requires_grad_() for part in pose[:2])
+        velocities = _velocities(x, y, phi, dx, dy, w, constants)
+        for component in velocities.unbind(-1):
+            by_x, by_y, by_phi, by_dx, by_dy = torch.autograd.grad(
+                component.sum(), (x, y, phi, dx, dy), retain_graph=True, materialize_grads=True
+            )
+            by_pose.append(torch.stack([by_x + by_dx.sum(-1), by_y + by_dy.sum(-1), by_phi], -1))  # (..., i, 3)
+            by_pair.append(torch.stack([-by_dx, -by_dy, torch.zeros_like(by_dx)], -1))  # (..., i, j, 3)
+    jacobian = torch.stack(by_pair, -3)  # (..., i, 2, j, 3)
+    jacobian.diagonal(dim1=-4, dim2=-2).add_(torch.stack(by_pose, -2).movedim(-3, -1))
+    return jacobian.flatten(-2)
+
+
+def _poses(states: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """x, y and φ of the agents, each (..., N_a)."""
+    x, y, phi = states.reshape(*states.shape[:-1], states.shape[-1] // 3, 3).unbind(-1)
+    return x, y, phi
+
+
+def _differences(z: Tensor) -> Tensor:
+    """z_i - z_j, shape (..., i, j)."""
+    return z[..., :, None] - z[..., None, :]
+
+
+def _velocities(x: Tensor, y: Tensor, phi: Tensor, dx: Tensor, dy: Tensor, w: Tensor, constants: Tensor) -> Tensor:
+    """The policy from poses (..., N_a) and differences of positions (..., i, j)."""
     k_v, k_phi, k_vo, k_phio, l_s, selectivity, wrap = constants.unbind(-1)  # each (...,)
-    x, y, phi = states.reshape(*states.shape[:-1], states.shape[-1] // 3, 3).unbind(-1)  # each (..., N_a)
     agents = x.shape[-1]
     goal = wrap_angle(torch.atan2(-y, -x) - phi, wrap[..., None])  # δφ_i
 
-    dx = x[..., :, None] - x[..., None, :]  # (..., i, j)
-    dy = y[..., :, None] - y[..., None, :]
     same = (dx == 0.0) & (dy == 0.0)
     dx = torch.where(same, 1.0, dx)
     distance = torch.where(same, 0.0, torch.hypot(dx, dy))
     bearing = wrap_angle(torch.atan2(dy, dx) - phi[..., :, None], wrap[..., None, None])  # δφ_ij
     nearness = distance / l_s[..., None, None]
     turned = selectivity[..., None, None] * (bearing + 0.5 * math.pi).abs()
-    others = 1.0 - torch.eye(agents, dtype=states.dtype, device=states.device)
+    others = 1.0 - torch.eye(agents, dtype=x.dtype, device=x.device)
     slow = (torch.exp(-nearness - turned) * others).sum(-1) / agents  # (..., N_a)
     turn = (bearing * others).sum(-1) / agents
     linear = w[..., :1] + k_v[..., None] - k_vo[..., None] * slow

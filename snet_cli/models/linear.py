@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from snet_cli.models.base import Model, NodeData, StateSpace
+from snet_cli.models.jacobian import PointJacobians, block_rows
 from snet_cli.models.options import ModelOptions
 
 
@@ -30,6 +31,13 @@ class Linear(Model):
         """A x + B u + c."""
         _, x, u = features
         return x @ self.A.T + u @ self.B.T + self.c
+
+    def closed_form_jacobians(self, t: Tensor, x: Tensor, u: Tensor) -> PointJacobians:
+        """∂f/∂x = A; ∂f_i/∂A_ij = x_j, ∂f_i/∂B_ij = u_j, ∂f_i/∂c_i = 1."""
+        dtype, n = self.A.dtype, len(self.c)
+        f = self.from_features(t, x.to(dtype), u.to(dtype)).detach().to(x.dtype)
+        by_theta = [block_rows(part, n) for part in (x, u, torch.ones_like(x[:, :1]))]
+        return PointJacobians(f, self.A.detach().to(x.dtype).expand(len(x), n, n), torch.cat(by_theta, -1))
 
     def solve_in_closed_form(self, data: NodeData) -> bool:
         """Weighted least squares of ẋ on (x, u, 1), with columns scaled to equal size before the QR factorisation.

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from snet_cli.errors import UsageError
 from snet_cli.models.base import Model, NodeData, StateSpace, layers
+from snet_cli.models.jacobian import PointJacobians, StackPass
 from snet_cli.models.options import MlpOptions, ModelOptions
 
 
@@ -79,9 +80,36 @@ class Mlp(Model):
         z, velocity = features
         dtype = next(self.network.parameters()).dtype
         learned = self.network(z.to(dtype)).to(z.dtype) * self.output_scale
+        return self._in_order(learned, velocity)
+
+    def _in_order(self, learned: Tensor, velocity: Tensor) -> Tensor:
+        """All rows of ẋ, in the order of the states."""
+        return torch.cat([velocity, learned], -1)[..., self.source] if self.given else learned
+
+    def closed_form_jacobians(self, t: Tensor, x: Tensor, u: Tensor) -> PointJacobians:
+        """The learned rows pass back through the network, then through what normalised its inputs."""
+        z, velocity = self.features(t, x, u)
+        network = StackPass(self.network, z.to(next(self.network.parameters()).dtype))
+        scale, count = self.output_scale, sum(p.numel() for p in self.network.parameters())
+        f = self._in_order(network.output * scale, velocity)
+
+        by_theta = x.new_empty(len(x), len(scale), count)
+        by_z = network.pull_back(torch.diag(scale).to(network.output.dtype).expand(len(x), -1, -1), by_theta)
+        sines = len(self.input_mean)
+        cosines = sines + self.angle.numel()
+        turned = by_z[..., sines:cosines] * z[:, None, cosines : cosines + self.angle.numel()]
+        turned = turned - by_z[..., cosines : cosines + self.angle.numel()] * z[:, None, sines:cosines]
+        by_channel = x.new_zeros(len(x), len(scale), x.shape[1] + u.shape[1])
+        by_channel.index_add_(-1, self.plain.to(x.device), by_z[..., :sines] / self.input_scale)
+        by_channel.index_add_(-1, self.angle.to(x.device), turned)
+
+        by_state = by_channel[..., : x.shape[1]]
         if not self.given:
-            return learned
-        return torch.cat([velocity, learned], -1)[..., self.source]
+            return PointJacobians(f, by_state, by_theta)
+        F, G = x.new_zeros(*x.shape, x.shape[1]), x.new_zeros(*x.shape, count)
+        F[:, self.learned], G[:, self.learned] = by_state, by_theta
+        F[:, list(self.given), self.velocity] = 1.0
+        return PointJacobians(f, F, G)
 
     def fit_normalization(self, data: NodeData) -> None:
         """Weighted mean and standard deviation of what the network sees; root mean square of what it predicts."""

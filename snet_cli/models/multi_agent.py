@@ -12,8 +12,9 @@ from typing import Self, cast
 import torch
 from torch import Tensor
 
-from snet_cli.dynamics.multi_agent import CONSTANTS, policy_velocities
+from snet_cli.dynamics.multi_agent import CONSTANTS, policy_jacobian, policy_velocities
 from snet_cli.models.base import Model, StateSpace, layers
+from snet_cli.models.jacobian import PointJacobians, StackPass, as_matrix, block_rows
 from snet_cli.models.options import ModelOptions, MultiAgentOptions
 
 
@@ -48,5 +49,28 @@ class MultiAgent(Model):
     def from_features(self, *features: Tensor) -> Tensor:
         """η_i' = J(φ_i) v_i for all agents at once."""
         heading, velocities = features
-        J = self.J(heading).unflatten(-1, (3, 2))
-        return (J * velocities[..., None, :]).sum(-1).flatten(-2)
+        return _rates(self.J(heading), velocities)
+
+    def closed_form_jacobians(self, t: Tensor, x: Tensor, u: Tensor) -> PointJacobians:
+        """Every agent at every point is a point of the shared network J; the policy couples the agents in ∂f/∂x."""
+        dtype = next(self.parameters()).dtype
+        heading, velocities = (part.to(dtype) for part in self.features(t, x, u))
+        points, agents, _ = heading.shape
+        J = StackPass(self.J, heading.flatten(0, 1))
+        f = _rates(J.output.view(points, agents, 6), velocities)
+
+        G = x.new_empty(*x.shape, sum(p.numel() for p in self.parameters()))
+        by_heading = J.pull_back(block_rows(velocities.flatten(0, 1), 3), G.view(points * agents, 3, -1))
+        sine, cosine = heading.view(points, agents, 1, 2).unbind(-1)
+        by_heading = by_heading.view(points, agents, 3, 2)
+
+        by_policy = policy_jacobian(x, u[:, :2], u[:, 2:])  # (Q, N_a, 2, 3 N_a)
+        F = J.output.to(x.dtype).view(points, agents, 3, 2) @ by_policy
+        by_own_phi = F.view(points, agents, 3, agents, 3)[..., 2].diagonal(dim1=1, dim2=3)  # (Q, 3, N_a)
+        by_own_phi += (by_heading[..., 0] * cosine - by_heading[..., 1] * sine).mT
+        return PointJacobians(f.to(x.dtype), F.flatten(1, 2), G)
+
+
+def _rates(J: Tensor, velocities: Tensor) -> Tensor:
+    """η_i' = J(φ_i) v_i of all agents, with J (..., N_a, 6) as the network gives it, row after row."""
+    return (as_matrix(J, 3) * velocities[..., None, :]).sum(-1).flatten(-2)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from snet_cli.models.base import Model, StateSpace, layers
+from snet_cli.models.jacobian import PointJacobians, StackPass, as_matrix, block_rows
 from snet_cli.models.options import ModelOptions, VehicleOptions
 
 STATES = ("x", "y", "phi", "vx", "vy", "omega")
@@ -50,8 +51,35 @@ class Vehicle(Model):
     def from_features(self, *features: Tensor) -> Tensor:
         """η' = J v and v' = M⁻¹ (u - d - C v)."""
         heading, v, force, mass = features
-        J = self.J(heading).unflatten(-1, (3, 3))
-        C = self.C(v).unflatten(-1, (3, 3))
-        position = (J * v[..., None, :]).sum(-1)
-        coriolis = (C * v[..., None, :]).sum(-1)
-        return torch.cat([position, (force - self.d(v) - coriolis) / mass], -1)
+        return _rates(self.J(heading), self.C(v), self.d(v), v, force, mass)
+
+    def closed_form_jacobians(self, t: Tensor, x: Tensor, u: Tensor) -> PointJacobians:
+        """The rows of η' pass back through J, those of v' through C and d; M and (sin φ, cos φ) are known."""
+        dtype = next(self.parameters()).dtype
+        heading, v, force, mass = (part.to(dtype) for part in self.features(t, x, u))
+        J, C, d = StackPass(self.J, heading), StackPass(self.C, v), StackPass(self.d, v)
+        f = _rates(J.output, C.output, d.output, v, force, mass)
+
+        sizes = [sum(p.numel() for p in network.parameters()) for network in (self.J, self.C, self.d)]
+        G = x.new_empty(*x.shape, sum(sizes))
+        G[:, :3, sizes[0] :].zero_()
+        G[:, 3:, : sizes[0]].zero_()
+        by_J, by_C, by_d = torch.split(G, sizes, -1)
+        rows = block_rows(v, 3)
+        by_heading = J.pull_back(rows, by_J[:, :3])
+        by_v = C.pull_back(-rows / mass[..., None], by_C[:, 3:])
+        by_v = by_v + d.pull_back(torch.diag_embed(-1.0 / mass), by_d[:, 3:])
+
+        F = x.new_zeros(*x.shape, 6)
+        sine, cosine = heading[:, None].unbind(-1)
+        F[:, :3, 2] = by_heading[..., 0] * cosine - by_heading[..., 1] * sine
+        F[:, :3, 3:] = as_matrix(J.output, 3)
+        F[:, 3:, 3:] = by_v - as_matrix(C.output, 3) / mass[..., None]
+        return PointJacobians(f.to(x.dtype), F, G)
+
+
+def _rates(J: Tensor, C: Tensor, d: Tensor, v: Tensor, force: Tensor, mass: Tensor) -> Tensor:
+    """η' = J v and v' = M⁻¹ (u - d - C v), with J and C as the networks give them, row after row."""
+    position = (as_matrix(J, 3) * v[..., None, :]).sum(-1)
+    coriolis = (as_matrix(C, 3) * v[..., None, :]).sum(-1)
+    return torch.cat([position, (force - d - coriolis) / mass], -1)

@@ -28,7 +28,7 @@ COPIES_OF_G = 3
 """Arrays as large as G that are alive at once: G itself, its parts by parameter, and what the backward pass holds."""
 
 
-def point_jacobians(model: Model, t: Tensor, x: Tensor, u: Tensor) -> PointJacobians:
+def theta_jacobian(model: Model, t: Tensor, x: Tensor, u: Tensor) -> PointJacobians:
     """f, ∂f/∂x and ∂f/∂θ at all points at once, in the dtype of x, without a graph.
 
     The network computes in its own dtype, as in `evaluate`. The arrays are as large as `chunks` assumes: whoever has
@@ -56,12 +56,8 @@ def point_jacobians(model: Model, t: Tensor, x: Tensor, u: Tensor) -> PointJacob
         return _by_parameter(model, t, x, u)
 
 
-theta_jacobian = point_jacobians
-"""The same by the name of what is new in it, beside `state_jacobian`."""
-
-
 def chunks(points: int, n: int, parameters: int, memory: int) -> list[slice]:
-    """Slices of the points such that `point_jacobians` of one takes at most `memory` bytes, at least one point each.
+    """Slices of the points such that `theta_jacobian` of one takes at most `memory` bytes, at least one point each.
 
     Parameters
     ----------
