@@ -122,6 +122,34 @@ class Mesh:
         return slope
 
 
+def mesh_between(boundaries: FloatArray, count: IntArray, order: int) -> Mesh:
+    """A mesh with explicit element boundaries, which may be spaced in any way.
+
+    Parameters
+    ----------
+    boundaries : ndarray, shape (N + B,)
+        Trajectory after trajectory, E_b + 1 each, strictly increasing within a trajectory.
+    count : ndarray of int, shape (B,)
+        E_b, at least 1.
+    order : int
+        Polynomial order p of every element.
+
+    Raises
+    ------
+    ValueError
+        If the numbers do not agree, or the boundaries of a trajectory do not increase.
+    """
+    first = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
+    if count.size == 0 or count.min() < 1 or boundaries.shape != (first[-1] + count.size,):
+        raise ValueError(
+            f"{boundaries.size} boundaries do not make {count.size} trajectories of {count.sum()} elements"
+        )
+    mesh = Mesh(legendre_basis(order), np.repeat(np.arange(count.size), count), boundaries, first)
+    if not (mesh.width > 0).all():
+        raise ValueError("element boundaries must be finite and strictly increasing within a trajectory")
+    return mesh
+
+
 def build_mesh(
     start: FloatArray, end: FloatArray, elements: int, order: int, jumps: Sequence[FloatArray] | None = None
 ) -> Mesh:
@@ -145,19 +173,55 @@ def build_mesh(
     position = np.arange(first[-1] + start.size) - np.repeat(first[:-1] + np.arange(start.size), share + 1)
     part = position / np.repeat(share, share + 1)
     boundaries = np.repeat(start, share + 1) * (1.0 - part) + np.repeat(end, share + 1) * part
-    for b, times in enumerate(jumps or ()):
-        inner = times[(times > start[b]) & (times < end[b])]
-        if 0 < inner.size < share[b]:
-            own = slice(first[b] + b, first[b + 1] + b + 1)
-            boundaries[own] = _between(np.concatenate([[start[b]], inner, [end[b]]]), int(share[b]))
-    return Mesh(legendre_basis(order), np.repeat(np.arange(start.size), share), boundaries, first)
+    if jumps is not None:
+        boundaries = _on_jumps(boundaries, start, end, share, jumps)
+    return mesh_between(boundaries, share, order)
 
 
-def _between(fixed: FloatArray, elements: int) -> FloatArray:
-    """`elements` + 1 boundaries that contain all `fixed` ones; the widest pieces are halved, thirded, ... first."""
-    width = np.diff(fixed)
-    count = np.ones(width.size, np.int64)
-    for _ in range(elements - width.size):
-        count[np.argmax(width / count)] += 1
-    parts = [np.linspace(fixed[k], fixed[k + 1], count[k] + 1)[:-1] for k in range(width.size)]
-    return np.concatenate([*parts, fixed[-1:]])
+def _on_jumps(
+    boundaries: FloatArray, start: FloatArray, end: FloatArray, share: IntArray, jumps: Sequence[FloatArray]
+) -> FloatArray:
+    """`boundaries` (N + B,), replaced for trajectories with fewer jumps than elements by some that hold all jumps.
+
+    Jumps cut a trajectory into pieces; each further boundary goes to the piece whose elements are the widest. Taken one
+    by one, that gives a piece of width w another boundary whenever w / 1, w / 2, w / 3, ... is the largest such number
+    left: all of them are written down and sorted at once.
+    """
+    owner = np.repeat(np.arange(start.size), [times.size for times in jumps])
+    time = np.concatenate([*jumps, np.zeros(0)])
+    inside = (time > start[owner]) & (time < end[owner])
+    held = np.bincount(owner[inside], minlength=start.size)
+    room = (held > 0) & (held < share)
+    inside &= room[owner]
+    chosen = np.flatnonzero(room)
+    # pieces: from the start or a jump to the next jump or the end
+    piece_owner = np.concatenate([chosen, owner[inside]])
+    left = np.concatenate([start[chosen], time[inside]])
+    order = np.lexsort((left, piece_owner))
+    piece_owner, left = piece_owner[order], left[order]
+    last = np.append(piece_owner[1:] != piece_owner[:-1], True)[: left.size]
+    right = np.where(last, end[piece_owner], np.append(left[1:], 0.0)[: left.size])
+    count = _apportion(right - left, piece_owner, share)
+    row = np.repeat(np.arange(left.size), count)
+    place = np.arange(row.size) - np.repeat(np.cumsum(count) - count, count)
+    part = place / count[row]
+    cut = left[row] * (1.0 - part) + right[row] * part
+    result = boundaries.copy()
+    written = np.repeat(room, share + 1)
+    written[np.cumsum(share + 1) - 1] = False  # the end of each trajectory stays
+    result[written] = cut
+    return result
+
+
+def _apportion(width: FloatArray, owner: IntArray, share: IntArray) -> IntArray:
+    """Elements of each piece, at least one, so that those of trajectory b's pieces sum to `share[b]`."""
+    total = np.bincount(owner, width, minlength=share.size)
+    # w / c is never among those taken once it is below total / E, because then some other piece has wider elements
+    quotients = np.floor(width * (share / np.where(total > 0, total, 1.0))[owner]).astype(np.int64) + 1
+    piece = np.repeat(np.arange(width.size), quotients)
+    c = np.arange(piece.size) - np.repeat(np.cumsum(quotients) - quotients, quotients) + 1
+    order = np.lexsort((piece, -width[piece] / c, owner[piece]))
+    rank = np.arange(piece.size) - np.searchsorted(owner[piece][order], owner[piece][order])
+    further = share - np.bincount(owner, minlength=share.size)
+    taken = order[rank < further[owner[piece][order]]]
+    return np.bincount(piece[taken], minlength=width.size) + 1
