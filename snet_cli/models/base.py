@@ -101,6 +101,10 @@ class Model(nn.Module):
         """
         return None
 
+    def closed_form_state_jacobian(self, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor] | None:
+        """Rates f and ∂f/∂x alone, where a formula is faster than one backward pass per state; else None."""
+        return None
+
     def fit_normalization(self, data: NodeData) -> None:
         """Set normalisation buffers from the training data; structured models have none."""
 

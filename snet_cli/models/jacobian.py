@@ -59,33 +59,40 @@ class StackPass:
                 self._steps.append((None, slope))
         self.output = z
 
-    def pull_back(self, rows: Tensor, by_theta: Tensor) -> Tensor:
+    def pull_back(self, rows: Tensor, by_theta: Tensor | None) -> Tensor:
         """Derivatives of r linear functions of the outputs by θ and by z.
 
         Parameters
         ----------
         rows : Tensor, shape (Q, r, k_L)
             The functions.
-        by_theta : Tensor, shape (Q, r, number of the stack's parameters)
-            Where the derivatives by the parameters are written.
+        by_theta : Tensor, shape (Q, r, number of the stack's parameters), or None
+            Where the derivatives by the parameters are written; None where they are not wanted.
 
         Returns
         -------
         Tensor, shape (Q, r, k_0)
         """
-        end = by_theta.shape[-1]
         for layer, saved in reversed(self._steps):
             if layer is None:
                 rows = rows * saved[:, None, :]
                 continue
-            if layer.bias is not None:
-                end -= layer.bias.numel()
-                by_theta[..., end : end + layer.bias.numel()] = rows
-            begin = end - layer.weight.numel()
-            block = by_theta[..., begin:end].view(*rows.shape[:2], *layer.weight.shape)
-            torch.mul(rows[..., None], saved[:, None, None, :], out=block)
-            rows, end = rows @ layer.weight.detach(), begin
+            if by_theta is not None:
+                by_theta = _write_layer(layer, rows, saved, by_theta)
+            rows = rows @ layer.weight.detach()
         return rows
+
+
+def _write_layer(layer: nn.Linear, rows: Tensor, inputs: Tensor, by_theta: Tensor) -> Tensor:
+    """Write δ ⊗ a and δ at the end of `by_theta`, where the layer's weights and biases are; returns what is before."""
+    end = by_theta.shape[-1]
+    if layer.bias is not None:
+        end -= layer.bias.numel()
+        by_theta[..., end:] = rows
+    begin = end - layer.weight.numel()
+    block = by_theta[..., begin:end].view(*rows.shape[:2], *layer.weight.shape)
+    torch.mul(rows[..., None], inputs[:, None, None, :], out=block)
+    return by_theta[..., :begin]
 
 
 def _with_slope(layer: nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:

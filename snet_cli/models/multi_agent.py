@@ -53,22 +53,30 @@ class MultiAgent(Model):
 
     def closed_form_jacobians(self, t: Tensor, x: Tensor, u: Tensor) -> PointJacobians:
         """Every agent at every point is a point of the shared network J; the policy couples the agents in ∂f/∂x."""
+        G = x.new_empty(*x.shape, sum(p.numel() for p in self.parameters()))
+        f, F = self._pull_back(t, x, u, G)
+        return PointJacobians(f, F, G)
+
+    def closed_form_state_jacobian(self, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
+        """The same without ∂f/∂θ: the number of backward passes does not grow with the agents."""
+        return self._pull_back(t, x, u, None)
+
+    def _pull_back(self, t: Tensor, x: Tensor, u: Tensor, G: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Rates f and ∂f/∂x; ∂f/∂θ is written to G where it is given."""
         dtype = next(self.parameters()).dtype
         heading, velocities = (part.to(dtype) for part in self.features(t, x, u))
         points, agents, _ = heading.shape
         J = StackPass(self.J, heading.flatten(0, 1))
         f = _rates(J.output.view(points, agents, 6), velocities)
-
-        G = x.new_empty(*x.shape, sum(p.numel() for p in self.parameters()))
-        by_heading = J.pull_back(block_rows(velocities.flatten(0, 1), 3), G.view(points * agents, 3, -1))
-        sine, cosine = heading.view(points, agents, 1, 2).unbind(-1)
-        by_heading = by_heading.view(points, agents, 3, 2)
+        by_theta = None if G is None else G.view(points * agents, 3, G.shape[-1])
+        by_heading = J.pull_back(block_rows(velocities.flatten(0, 1), 3), by_theta).view(points, agents, 3, 2)
 
         by_policy = policy_jacobian(x, u[:, :2], u[:, 2:])  # (Q, N_a, 2, 3 N_a)
         F = J.output.to(x.dtype).view(points, agents, 3, 2) @ by_policy
         by_own_phi = F.view(points, agents, 3, agents, 3)[..., 2].diagonal(dim1=1, dim2=3)  # (Q, 3, N_a)
+        sine, cosine = heading.view(points, agents, 1, 2).unbind(-1)
         by_own_phi += (by_heading[..., 0] * cosine - by_heading[..., 1] * sine).mT
-        return PointJacobians(f.to(x.dtype), F.flatten(1, 2), G)
+        return f.to(x.dtype), F.flatten(1, 2)
 
 
 def _rates(J: Tensor, velocities: Tensor) -> Tensor:
