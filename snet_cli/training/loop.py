@@ -202,6 +202,8 @@ class _Course:
     def ended(self) -> Status | None:
         """Whether what happened so far ends the run; it depends on the history and the limits only."""
         iteration, limits = len(self.history), self.limits
+        if iteration and getattr(self.method, "outcome", None) is not None:  # it knows its own end
+            return "converged"
         if iteration:
             gained_nothing = _stalled(self.history) or iteration - self.keeper.best_iteration > limits.patience
             if self.history[-1][2] <= limits.tolerance or (limits.stop_when_stalled and gained_nothing):

@@ -39,9 +39,12 @@ class FitOptions(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     preset: Literal["paper"] | None = Field(default=None, description="paper: the settings of Quaglino et al. 2020.")
-    method: Literal["auto", "delta", "alpha", "bkpr-euler", "bkpr-dopri5", "adj-euler", "adj-dopri5", "anode"] = Field(
+    method: Literal[
+        "auto", "delta", "alpha", "joint", "bkpr-euler", "bkpr-dopri5", "adj-euler", "adj-dopri5", "anode"
+    ] = Field(
         default="auto",
-        description="delta; alpha for sparse, noisy or partly observed data; bkpr-euler, bkpr-dopri5, adj-euler, "
+        description="delta; alpha for sparse, noisy or partly observed data; joint: trajectories and weights together "
+        "down to the exact equations; bkpr-euler, bkpr-dopri5, adj-euler, "
         "adj-dopri5 and anode are the solver-based neighbours, to compare with; auto: delta where every trajectory has "
         "two samples per unknown, step 0 is well conditioned, its held-out error is below 1e-3 of each channel's "
         "deviation and all states are measured, else alpha.",

@@ -50,8 +50,8 @@ def _build(parts: Ingredients) -> Training:
     options, setup, data = parts.options, parts.setup, parts.data
     paper = options.preset == "paper"
     free = options.x0 == "free" or (options.x0 is None and paper)  # Alg. 2 prints x(t0) free
-    exact = _is_exact(setup.step_zero, data.train)
-    zero = _refined(parts, exact)
+    exact = is_exact(setup.step_zero, data.train)
+    zero = refined(parts, exact)
     problem = problem_of(parts, data.train, zero)
     stated = known_noise(data.train.noise_std, setup.layout.outputs)
     channels = channel_scale(data.train.outputs, stated, scaled=options.scaled)
@@ -111,13 +111,13 @@ def _cost_of_score(validation: HeldOut, zero: StepZero) -> float:
     return SCORE_COST * validation.problem.mesh.elements / zero.mesh.elements
 
 
-def _is_exact(zero: StepZero, data: Trajectories) -> bool:
+def is_exact(zero: StepZero, data: Trajectories) -> bool:
     """Whether step 0 predicts held-out samples as well as the truth would."""
     limit = EXACT * channel_scales(data.outputs)[1]
     return bool(np.isfinite(zero.noise).all() and (zero.noise < limit).all())
 
 
-def _refined(parts: Ingredients, exact: bool) -> StepZero:
+def refined(parts: Ingredients, exact: bool) -> StepZero:
     """Step 0 on a mesh as fine as the samples allow: R holds what they leave open, so every element counts."""
     options, setup, data = parts.options, parts.setup, parts.data.train
     zero, mesh = setup.step_zero, setup.step_zero.mesh

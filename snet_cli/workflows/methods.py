@@ -12,6 +12,7 @@ from snet_cli.training.state_layout import StateLayout
 from snet_cli.training.step_zero import held_out_error
 from snet_cli.workflows.build_alpha import ALPHA
 from snet_cli.workflows.build_delta import DELTA
+from snet_cli.workflows.build_joint import JOINT
 from snet_cli.workflows.build_shooting import SHOOTING_METHODS, shooting_entry
 from snet_cli.workflows.training_plan import Ingredients, MethodEntry, Training, iteration_limit
 from snet_cli.workflows.training_setup import STREAM_HELD_OUT, stream
@@ -19,6 +20,7 @@ from snet_cli.workflows.training_setup import STREAM_HELD_OUT, stream
 METHODS: dict[str, MethodEntry] = {
     "delta": DELTA,
     "alpha": ALPHA,
+    "joint": JOINT,
     **{name: shooting_entry(name) for name in SHOOTING_METHODS},
 }
 """Registry name -> how it is built."""

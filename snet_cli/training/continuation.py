@@ -1,0 +1,64 @@
+"""γ continuation: from the relaxed problem J = γL + R to the exact constraint, each level started where the last ended.
+
+R is that of the p projected equations (`arrow`), which can vanish. As γ falls its minimum tends to the solution of
+``min L subject to the p equations of every element``: the maximum-likelihood fit of the discretised ODE. The
+discretised solution differs from the ODE's own by what the ψ_p-component of f leaves open, ``tail`` = |ψ_p ψ_pᵀ W f|².
+So there is nothing to gain from R far below it, and γ stops there.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal
+
+START, LEAST, FACTOR = 1.0, 1e-8, 10.0
+"""γ at first, its bound, and what it falls by: R falls with γ² where the constraint can be met."""
+
+CLOSED = 1e-3
+"""R relative to the tail at which the ODE holds to the discretisation error: 3 % of it in root mean square."""
+
+LEVEL_GAIN, LAST_GAIN = 1e-2, 1e-4
+"""Relative decrease of J in one step below which a level, and the last one, has converged."""
+
+LEVEL_STEPS = 8
+"""Most steps on a level that is not the last: a warm start needs the neighbourhood of its minimum only."""
+
+Verdict = Literal["stay", "tighten", "converged"]
+
+
+class Continuation:
+    """γ, and when it falls.
+
+    Parameters
+    ----------
+    gamma : float, optional
+        A γ that stays; falling from `START` unless given.
+    """
+
+    def __init__(self, gamma: float | None = None) -> None:
+        self.fixed = gamma is not None
+        self.gamma = START if gamma is None else gamma
+        self.steps = 0
+        self.closed = self.fixed
+
+    def after(self, gain: float, residual: float, tail: float) -> Verdict:
+        """What a step at this γ leads to; γ has fallen where the answer is "tighten".
+
+        Parameters
+        ----------
+        gain : float
+            Relative decrease of J in the step.
+        residual, tail : float
+            R of the p equations and the discretisation error.
+        """
+        self.steps += 1
+        if self.closed:
+            return "converged" if gain < LAST_GAIN else "stay"
+        if gain >= LEVEL_GAIN and self.steps < LEVEL_STEPS:
+            return "stay"
+        if residual <= CLOSED * tail or self.gamma <= LEAST * math.sqrt(FACTOR):
+            self.closed = True
+            return "converged" if gain < LAST_GAIN else "stay"
+        self.gamma /= FACTOR
+        self.steps = 0
+        return "tighten"

@@ -1,0 +1,197 @@
+"""Joint Gauss-Newton: Levenberg-Marquardt on the trajectories X and the weights θ together, γ falling to the exact ODE.
+
+    warm-up:  L-BFGS on θ with X of step 0 (δ-SNet), as long as a network that knows nothing would only spoil X
+    then:     (X, θ) <- (X, θ) + one damped Gauss-Newton step on J = γ(L + ν|θ|²) + R        (`arrow`)
+              γ falls when its level has converged, until the ODE holds to the discretisation error (`continuation`)
+
+A step is taken only where it decreases J. θ's damping falls by 5 after one and rises by 2.5 for each trial that is
+refused, which costs no new elimination ("delayed gratification", Transtrum & Sethna 2012: networks are sloppy models,
+whose canyons are followed best with the least damping that still descends). Where no damping of θ helps, X is damped.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from snet_cli.models.base import Model
+from snet_cli.training.arrow import DEFAULT_MEMORY, ArrowProblem, Linearisation, Loss
+from snet_cli.training.continuation import Continuation
+from snet_cli.training.lbfgs import LbfgsStep
+from snet_cli.training.method import Step
+from snet_cli.training.problem import Problem, Residual
+from snet_cli.training.relaxed import RelaxedProblem, misfit, nodes_of
+from snet_cli.training.relaxed_score import RelaxedScorer
+from snet_cli.training.robust import huber_weight
+
+WARM_UP, WARM_UP_STEPS = 10, 10
+"""Iterations of the warm-up, and steps of L-BFGS in each."""
+
+START_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e-14, 1e8
+"""μ of θ at first, and its bounds."""
+
+EASIER, HARDER, TRIES = 5.0, 2.5, 12
+"""Factors of μ after a step and after a refusal; trials before X is damped as well."""
+
+STATE_DAMPING, MOST_STATE_DAMPING, STATE_FACTOR = 1e-3, 1e6, 100.0
+"""Damping of X: least and at first, bound, and factor after trials that all failed."""
+
+ROUNDING = 1e-13
+"""Promised decrease relative to J that rounding hides: X and θ are at their minimum."""
+
+Outcome = Literal["converged", "stalled", "not-finite", "damping-at-limit"]
+
+
+class Joint:
+    """Levenberg-Marquardt on X and θ, resumable between any two steps.
+
+    Parameters
+    ----------
+    problem : Problem
+        Step 0 of the training data, all elements.
+    relaxed : RelaxedProblem
+        The same with the samples.
+    model : Model
+    gamma : float, optional
+        A fixed γ; falling to the exact constraint unless given.
+    prior : float
+        ν of the term γν|θ|².
+    held_out : RelaxedScorer, optional
+        Scores θ on held-out trajectories without solving the ODE.
+    threshold : Tensor, shape (d,), optional
+        Huber's threshold of each output; squared errors unless given.
+    memory : int
+        Bytes for the arrays of one batch of trajectories.
+
+    Attributes
+    ----------
+    outcome : str or None
+        How it ended; None while it goes on.
+    failure : str or None
+        What went wrong, where it ended as "not-finite".
+    """
+
+    name = "joint"
+
+    def __init__(
+        self,
+        problem: Problem,
+        relaxed: RelaxedProblem,
+        model: Model,
+        *,
+        gamma: float | None = None,
+        prior: float = 0.0,
+        held_out: RelaxedScorer | None = None,
+        threshold: Tensor | None = None,
+        memory: int = DEFAULT_MEMORY,
+    ) -> None:
+        self.model, self.scorer, self.threshold = model, held_out, threshold
+        self.measured = relaxed.observed.weight
+        self.nodes = nodes_of(problem)
+        self.arrow = ArrowProblem(relaxed, model, self.nodes, prior=prior, memory=memory)
+        self.continuation = Continuation(gamma)
+        self.damping, self.state_damping = START_DAMPING, STATE_DAMPING
+        self.iteration = self.evaluations = 0
+        self.outcome: Outcome | None = None
+        self.failure: str | None = None
+        everywhere = replace(problem, weight=relaxed.quadrature.flatten())
+        self.warm_up = WARM_UP if any(p.requires_grad for p in model.parameters()) else 0
+        if model.solve_in_closed_form(everywhere.node_data()):
+            self.warm_up = 0
+        self.theta_step = LbfgsStep(model, Residual(everywhere, model))
+
+    @property
+    def gamma(self) -> float:
+        """γ of the current level."""
+        return self.continuation.gamma
+
+    def held_out(self) -> Tensor | None:
+        """J of the held-out trajectories at the scorer's γ, their X minimising Eq. 4 with θ fixed (Sec. 7)."""
+        if self.scorer is None:
+            return None
+        return torch.tensor(self.scorer.score(self.model).total, dtype=torch.float64)
+
+    def step(self) -> Step:
+        """One iteration: steps of the warm-up, or one Levenberg-Marquardt step; after the end nothing moves."""
+        self.iteration += 1
+        if self.iteration <= self.warm_up:
+            return self._warm_up()
+        if self.threshold is not None:
+            weight = self.measured * huber_weight(self.arrow.relaxed.error(self.nodes), self.threshold)
+            self.arrow.use(self.arrow.relaxed.with_weight(weight))
+        before, gamma = self.arrow.loss(self.nodes), self.gamma
+        if self.outcome is None:
+            after = self._move(before)
+            if self.outcome is None:
+                J = before.total(gamma)
+                gain = (J - after.total(gamma)) / J if J > 0 else 0.0
+                verdict = self.continuation.after(gain, after.residual, after.tail)
+                self.outcome = "converged" if verdict == "converged" else None
+            before = after
+        total = math.nan if self.outcome == "not-finite" else before.total(gamma)
+        return Step(before.residual, before.misfit, total)
+
+    def _warm_up(self) -> Step:
+        value = math.nan
+        for _ in range(WARM_UP_STEPS):
+            value = self.theta_step.step()
+        self.evaluations = self.theta_step.evaluations
+        error = float(misfit(self.arrow.relaxed, self.nodes).sum())
+        return Step(value, error, self.gamma * error + value)
+
+    def _move(self, before: Loss) -> Loss:
+        """Take a step that decreases J, and return the loss there; without one X and θ stay."""
+        arrow, gamma, theta = self.arrow, self.gamma, self.arrow.theta()
+        J = before.total(gamma)
+        if not math.isfinite(J):
+            return self._end("not-finite", "the residual is not finite", before)
+        while self.state_damping <= MOST_STATE_DAMPING:
+            system = Linearisation(arrow, self.nodes, gamma, self.state_damping)
+            self.evaluations += 1
+            if not system.finite:
+                return self._end("not-finite", "a derivative of the model is not finite", before)
+            for _ in range(0 if system.failed else TRIES):
+                move = system.solve(self.damping)
+                if move is not None:
+                    arrow.put_theta(theta + move.weights)
+                    after = arrow.loss(self.nodes + move.states)
+                    if after.total(gamma) < J:  # false for NaN
+                        self.nodes = self.nodes + move.states
+                        self.damping = max(self.damping / EASIER, LEAST_DAMPING)
+                        self.state_damping = max(self.state_damping / EASIER, STATE_DAMPING)
+                        return after
+                    arrow.put_theta(theta)
+                    if move.promise <= ROUNDING * J:
+                        return before
+                self.damping = min(self.damping * HARDER, MOST_DAMPING)
+            self.state_damping *= STATE_FACTOR
+        self.state_damping = STATE_DAMPING
+        return self._end("damping-at-limit" if self.damping >= MOST_DAMPING else "stalled", None, before)
+
+    def _end(self, outcome: Outcome, failure: str | None, at: Loss) -> Loss:
+        self.outcome, self.failure = outcome, failure
+        return at
+
+    def state(self) -> dict[str, Tensor]:
+        """What a resumed run needs beside θ and the options: X, dampings, γ, the memory of the warm-up."""
+        level, outcomes = self.continuation, Outcome.__args__  # type: ignore[attr-defined]
+        progress = [self.iteration, self.evaluations, self.damping, self.state_damping]
+        progress += [level.gamma, level.steps, level.closed]
+        progress += [-1 if self.outcome is None else outcomes.index(self.outcome)]
+        saved = {"nodes": self.nodes, "progress": torch.tensor(progress, dtype=torch.float64)}
+        return saved | {f"theta.{name}": value for name, value in self.theta_step.state().items()}
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `state` returned, on a model with the θ of that moment."""
+        self.nodes = state["nodes"].clone()
+        counts, level = state["progress"].tolist(), self.continuation
+        self.iteration, self.evaluations = int(counts[0]), int(counts[1])
+        self.damping, self.state_damping = counts[2], counts[3]
+        level.gamma, level.steps, level.closed, ended = counts[4], int(counts[5]), bool(counts[6]), counts[7]
+        self.outcome = None if ended < 0 else Outcome.__args__[int(ended)]  # type: ignore[attr-defined]
+        self.theta_step.restore({k.removeprefix("theta."): v for k, v in state.items() if k.startswith("theta.")})

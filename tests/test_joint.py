@@ -1,0 +1,189 @@
+import copy
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import least_squares
+
+from snet_cli.training.arrow import ArrowProblem, Linearisation
+from snet_cli.training.continuation import Continuation
+from snet_cli.training.joint import WARM_UP, Joint
+from snet_cli.training.relaxed import misfit
+from tests.alpha_cases import relaxed_spirals
+from tests.training_cases import A, B, network, true_spiral
+
+GAMMA, PRIOR = 0.7, 1e-3
+
+
+class Dense:
+    """All residuals of J as one vector of all unknowns, differentiated as a whole: nothing of `arrow` in it."""
+
+    def __init__(self, relaxed, model, nodes):
+        self.relaxed, self.model = relaxed, model
+        N, P, self.n = nodes.shape
+        start = torch.arange(N) * (P - 1) + relaxed.trajectory  # neighbours share a node, trajectories nothing
+        self.place = start[:, None] + torch.arange(P)
+        self.points = int(self.place.max()) + 1
+        values = torch.zeros(self.points, self.n, dtype=torch.float64)
+        values[self.place.flatten()] = nodes.flatten(0, 1)
+        theta = torch.nn.utils.parameters_to_vector(model.parameters()).detach()
+        self.start = torch.cat([values.flatten(), theta])
+        free = torch.ones(self.points, self.n, dtype=torch.bool)
+        free[self.place[relaxed.first_elements, 0]] = ~relaxed.known_start
+        self.free = torch.cat([free.flatten(), torch.ones_like(theta, dtype=torch.bool)])
+
+    def states(self, z):
+        return z[: self.points * self.n].reshape(-1, self.n)[self.place]
+
+    def residuals(self, z):
+        relaxed, nodes, theta = self.relaxed, self.states(z), z[self.points * self.n :]
+        pieces = theta.split([p.numel() for p in self.model.parameters()])
+        named = zip(self.model.named_parameters(), pieces, strict=True)
+        weights = {name: piece.view_as(p) for (name, p), piece in named}
+        rates = torch.func.functional_call(self.model, weights, (relaxed.t, nodes, relaxed.u))
+        basis = relaxed.mesh.basis
+        keep = torch.ones(basis.order + 1, 1, dtype=torch.float64)
+        keep[-1] = 0.0  # the p projected equations: without the highest Legendre coefficient
+        projected = torch.tensor(basis.M) @ (keep * (torch.tensor(basis.M_inverse) @ (relaxed.slope(nodes) - rates)))
+        seen = relaxed.observed
+        return torch.cat(
+            [
+                (relaxed.quadrature.sqrt()[:, :, None] * relaxed.scale * projected).flatten(),
+                ((GAMMA * seen.weight * seen.channel).sqrt() * relaxed.error(nodes)).flatten(),
+                (GAMMA * PRIOR) ** 0.5 * theta,
+            ]
+        )
+
+
+@pytest.mark.parametrize("known", [False, True])
+@pytest.mark.parametrize("memory", [10**9, 1])  # all trajectories at once, and one at a time
+def test_a_step_is_that_of_the_dense_normal_equations(known, memory):
+    data, _, relaxed, nodes = relaxed_spirals(3, elements=3, order=5, known=known)
+    model, damping = network(data), 1e-2
+    problem = ArrowProblem(relaxed, model, nodes, prior=PRIOR, memory=memory)
+    assert len(problem.batches) == (1 if memory > 1 else 3)
+    system = Linearisation(problem, nodes, GAMMA, damping)
+    move = system.solve(damping)
+
+    dense = Dense(relaxed, model, nodes)
+    J, r = torch.func.jacrev(dense.residuals)(dense.start), dense.residuals(dense.start)
+    assert problem.loss(nodes).total(GAMMA) == pytest.approx(float(r @ r), rel=1e-12)
+    J[:, ~dense.free] = 0.0
+    measure = torch.zeros(dense.points, dense.n, dtype=torch.float64)
+    measure.index_add_(0, dense.place.flatten(), problem.measure.flatten(0, 1))
+    ridge = torch.cat([damping * GAMMA * measure.flatten(), damping * system.weight_measure])
+    H = J.T @ J + torch.diag(torch.where(dense.free, ridge, 1.0))
+    step = torch.linalg.solve(H, -J.T @ r)
+    # both solve the same system; its condition number of about 1e4 leaves 1e-11
+    torch.testing.assert_close(move.weights, step[dense.points * dense.n :], rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(move.states, dense.states(step), rtol=1e-9, atol=1e-11)
+    predicted = float(r @ r) - float((r + J @ step).square().sum())
+    assert move.promise == pytest.approx(predicted, rel=1e-9)
+
+
+@pytest.mark.parametrize("elements", [1, 3])
+def test_the_minimum_is_that_of_scipy(elements):
+    # a linear right-hand side: J is bilinear in x and θ, and both solvers go from the same start to the same minimum
+    _, problem, relaxed, nodes = relaxed_spirals(2, elements=elements, order=5)
+    method = Joint(problem, relaxed, true_spiral(), gamma=GAMMA, prior=PRIOR)
+    dense = Dense(relaxed, method.model, nodes)
+    oracle = least_squares(
+        lambda z: dense.residuals(torch.from_numpy(z)).numpy(),
+        dense.start.numpy(),
+        jac=lambda z: torch.func.jacrev(dense.residuals)(torch.from_numpy(z)).numpy(),
+        xtol=1e-14,
+        ftol=1e-14,
+        gtol=1e-14,
+    )
+    for _ in range(25):
+        method.outcome = None  # beyond what training needs
+        total = method.step().total
+    assert total == pytest.approx(2 * oracle.cost, rel=1e-8)  # scipy halves the sum of squares
+    expected = torch.from_numpy(oracle.x)
+    torch.testing.assert_close(method.nodes, dense.states(expected), rtol=0, atol=1e-6)
+    torch.testing.assert_close(method.arrow.theta(), expected[dense.points * dense.n :], rtol=0, atol=1e-6)
+
+
+def rough_network(data):
+    model = network(data)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(6.0)  # full steps overshoot
+    return model
+
+
+def test_no_step_increases_the_objective():
+    data, problem, relaxed, _ = relaxed_spirals(4, noise=0.3)
+    method = Joint(problem, relaxed, rough_network(data), gamma=GAMMA)
+    method.iteration = WARM_UP
+    before = method.arrow.loss(method.nodes).total(GAMMA)
+    for _ in range(12):
+        after = method.step().total
+        assert after <= before
+        assert after == pytest.approx(method.arrow.loss(method.nodes).total(GAMMA), rel=1e-12)
+        before = after
+
+
+def test_gamma_falls_until_the_discretised_equations_hold_and_the_truth_is_found():
+    _, problem, relaxed, _ = relaxed_spirals(6, keep=1.0, missing=0.0, noise=0.02, order=8)
+    method = Joint(problem, relaxed, true_spiral())
+    with torch.no_grad():
+        method.model.A.add_(0.3)
+    while method.outcome is None and method.iteration < 60:
+        method.step()
+    loss = method.arrow.loss(method.nodes)
+    assert method.outcome == "converged"
+    assert method.gamma < 1e-3
+    assert loss.residual <= 1e-3 * loss.tail  # `continuation.CLOSED`
+    # 720 values of noise 0.02 of a signal of size 1 leave a few thousandths in each of the ten numbers
+    np.testing.assert_allclose(method.model.A.detach().numpy(), A, atol=0.02)
+    np.testing.assert_allclose(method.model.B.detach().numpy(), B, atol=0.02)
+    # and the misfit is the noise: chi-square of 720 values has a standard deviation of 5 %; 22 are taken by unknowns
+    seen = relaxed.observed
+    noise = float((0.02**2 * seen.weight * seen.channel).sum())
+    assert float(misfit(relaxed, method.nodes).sum()) == pytest.approx(noise, rel=0.2)
+
+
+def test_a_fixed_gamma_stays():
+    level = Continuation(0.5)
+    assert [level.after(1e-3, 1.0, 1.0), level.after(1e-5, 1.0, 1.0)] == ["stay", "converged"]
+    assert level.gamma == 0.5
+
+
+def test_a_model_that_is_not_finite_ends_with_a_reason_and_keeps_its_weights():
+    data, problem, relaxed, _ = relaxed_spirals(3)
+    method = Joint(replace(problem, nodes=np.full_like(problem.nodes, np.nan)), relaxed, network(data))
+    method.iteration = WARM_UP
+    theta = method.arrow.theta()
+    step = method.step()
+    assert np.isnan(step.total)
+    assert method.outcome == "not-finite"
+    assert "not finite" in method.failure
+    assert torch.equal(method.arrow.theta(), theta)
+
+
+@pytest.mark.parametrize("pause", [3, WARM_UP + 4])  # in the warm-up, and behind it
+def test_a_restored_method_continues_bit_for_bit(pause):
+    data, problem, relaxed, _ = relaxed_spirals()
+    straight = Joint(problem, relaxed, network(data))
+    for _ in range(pause):
+        straight.step()
+    resumed = Joint(problem, relaxed, copy.deepcopy(straight.model))
+    resumed.restore(copy.deepcopy(straight.state()))
+    for _ in range(WARM_UP):
+        assert resumed.step() == straight.step()
+    assert torch.equal(resumed.nodes, straight.nodes)
+    assert torch.equal(resumed.arrow.theta(), straight.arrow.theta())
+
+
+def test_fit_joint_writes_a_model_whose_gamma_has_fallen(snet):
+    assert snet("simulate", "lotka-volterra", "--trajectories", 5, "--noise", 0.01, "-o", "t.h5").code == 0
+    common = ("--method", "joint", "--set", "model.hidden=[4]", "--threads", 1, "--max-memory", "2GB", "--json")
+    ran = snet("fit", "t.h5", "-o", "m.h5", "--iterations", 25, *common)
+    assert ran.code == 0, ran.err
+    assert ran.json["method"] == "joint"
+    assert ran.json["gamma"] < 1.0
+    assert ran.json["loss"]["total"] < 0.1
+    fixed = snet("fit", "t.h5", "-o", "f.h5", "--gamma", 0.5, "--iterations", 12, *common)
+    assert fixed.json["gamma"] == 0.5
