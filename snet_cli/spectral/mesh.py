@@ -74,12 +74,14 @@ class Mesh:
     def horizon(self) -> FloatArray:
         """Length T_b of each trajectory, shape (B,)."""
         boundary = self.first_element + np.arange(self.trajectories + 1)
-        return self.boundaries[boundary[1:] - 1] - self.boundaries[boundary[:-1]]
+        length: FloatArray = self.boundaries[boundary[1:] - 1] - self.boundaries[boundary[:-1]]
+        return length
 
     @property
     def start(self) -> FloatArray:
         """Start time of each trajectory, shape (B,)."""
-        return self.boundaries[self.first_element[:-1] + np.arange(self.trajectories)]
+        time: FloatArray = self.boundaries[self.first_element[:-1] + np.arange(self.trajectories)]
+        return time
 
     def node_times(self) -> FloatArray:
         """Times of all nodes, shape (N, P); shared end nodes appear in both elements, to the same bit."""

@@ -13,14 +13,28 @@ per trajectory, the largest errors first, and everything stops when the last ref
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from snet_cli.spectral.mesh import Mesh
-from snet_cli.spectral.refinement import SMOOTH, decay_rate, orthonormal_coefficients, prolong, raise_order, unresolved
+from snet_cli.spectral.mesh import Mesh, mesh_between
+from snet_cli.spectral.refinement import (
+    SMOOTH,
+    decay_rate,
+    orthonormal_coefficients,
+    prolong,
+    raise_order,
+    refine_mesh,
+    unresolved,
+)
+from snet_cli.training.observation import seen_part
+from snet_cli.training.relaxed import RelaxedProblem
+from snet_cli.training.state_layout import StateLayout
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
@@ -29,9 +43,9 @@ BoolArray = NDArray[np.bool_]
 RateFunction = Callable[[Mesh, FloatArray], FloatArray]
 """f(t, x, u) at the nodes of a mesh, from node values (N, P, n) to rates (N, P, n), u one-sided per element."""
 
-NOISE_SHARE = 0.1
-"""Error of the discretisation, relative to a sample's noise, that nobody can tell: the estimate of a trajectory from a
-few samples per unknown is wrong by a third of the noise or more, and errors add in squares."""
+NOISE_SHARE = 0.02
+"""Error of an element, relative to a sample's noise, that nobody can tell: the estimate of a trajectory is wrong by a
+third of the noise, errors add in squares, and an element's own error grows about tenfold along the trajectory."""
 
 RELATIVE = 1e-6
 """The same relative to the state's deviation, where there is no noise."""
@@ -39,7 +53,7 @@ RELATIVE = 1e-6
 ROUNDING = 1e-13
 """Coefficients below this part of the state's deviation are zero."""
 
-GAIN = 1.5
+WORTH_IT = 1.5
 """A refinement must lower the largest relative error by this factor, else the next one is not tried ..."""
 
 PATIENCE = 2
@@ -53,6 +67,21 @@ ORDER_GROWTH = 4 / 3
 
 MOSTLY = 0.5
 """Share of the marked elements that must be smooth for the order to rise."""
+
+
+class Gain(NamedTuple):
+    """What refinement has gained so far.
+
+    Attributes
+    ----------
+    error : float
+        Largest error of any element and state, relative to what is tolerated: below 1 nothing is refined.
+    stale : int
+        Refinements in a row that gained nothing.
+    """
+
+    error: float = np.inf
+    stale: int = 0
 
 
 @dataclass(frozen=True)
@@ -69,18 +98,18 @@ class Refinement:
         One sentence.
     done : bool
         Whether the mesh is to stay as it is.
-    error : float
-        Largest error of any element and state, relative to what is tolerated: below 1 nothing is refined.
-    stale : int
-        Refinements in a row that gained nothing.
+    gain : Gain
     """
 
     split: BoolArray
     order: int
     reason: str
     done: bool
-    error: float
-    stale: int = 0
+    gain: Gain
+
+    def mesh(self, mesh: Mesh, jumps: Sequence[FloatArray] | None = None) -> Mesh:
+        """The refined mesh; elements are cut on input jumps where there are any."""
+        return refine_mesh(raise_order(mesh, self.order), self.split, jumps)
 
 
 def plan_refinement(
@@ -91,7 +120,7 @@ def plan_refinement(
     scale: FloatArray,
     noise: FloatArray,
     most_unknowns: IntArray | None = None,
-    previous: Refinement | None = None,
+    before: Gain | None = None,
 ) -> Refinement:
     """Judge a mesh by the series that was found on it.
 
@@ -108,40 +137,36 @@ def plan_refinement(
         Standard deviation of the noise of one sample in each state's unit; 0 or NaN where it is unknown.
     most_unknowns : ndarray of int, shape (B,), optional
         Unknowns that each trajectory may have per state; any number unless given.
-    previous : Refinement, optional
-        The plan that led to this mesh.
+    before : Gain, optional
+        Of the plan that led to this mesh.
     """
     tolerance = np.maximum(NOISE_SHARE * np.nan_to_num(noise), RELATIVE * scale)
     error = element_errors(mesh, nodes, rates) / tolerance  # (N, n)
     worst = error.max(1)
-    largest = float(worst.max()) if np.isfinite(worst).all() else np.inf
-    order = mesh.basis.order
-    nothing = np.zeros(mesh.elements, bool)
+    largest, order, before = float(worst.max()), mesh.basis.order, before or Gain()
+    gain = Gain(largest, before.stale + 1 if largest > before.error / WORTH_IT else 0)
+    found = f"the mesh errs by {largest:.2g} of what noise hides"
+
+    def stay(reason: str) -> Refinement:
+        return Refinement(np.zeros(mesh.elements, bool), order, f"{reason}.", True, gain)
+
     if not np.isfinite(largest):
-        return Refinement(
-            nothing, order, "f is not finite between the nodes, so that no mesh can be judged.", True, largest
-        )
+        return stay("f is not finite between the nodes")
     if largest <= 1.0:
-        return Refinement(nothing, order, f"the mesh errs by {largest:.2g} of what noise hides.", True, largest)
-    stale = 0
-    if previous is not None and largest > previous.error / GAIN:
-        stale = previous.stale + 1
-        if stale >= PATIENCE:
-            reason = f"refining gained nothing: {largest:.2g} of what noise hides, {previous.error:.2g} before."
-            return Refinement(nothing, order, reason, True, largest, stale)
+        return stay(found)
+    if gain.stale >= PATIENCE:
+        return stay(f"{found}, {before.error:.2g} before: refining gains nothing")
     marked = worst > 1.0
     rate = decay_rate(orthonormal_coefficients(mesh.basis, nodes), ROUNDING * scale)
     smooth = np.where(error > 1.0, rate, np.inf).min(1) > SMOOTH
     raised = min(HIGHEST_ORDER, round(order * ORDER_GROWTH))
     if raised > order and smooth[marked].mean() > MOSTLY and _fits(mesh, raised, most_unknowns):
-        reason = f"order {order} -> {raised}: {largest:.2g} of what noise hides, where x is smooth."
-        return Refinement(nothing, raised, reason, False, largest, stale)
+        reason = f"{found}, where x is smooth: order {order} to {raised}."
+        return Refinement(np.zeros(mesh.elements, bool), raised, reason, False, gain)
     split = _within(mesh, marked, worst, most_unknowns)
     if not split.any():
-        reason = f"the mesh errs by {largest:.2g} of what noise hides, but has all the unknowns that it may have."
-        return Refinement(nothing, order, reason, True, largest, stale)
-    reason = f"{int(split.sum())} of {mesh.elements} elements split: {largest:.2g} of what noise hides."
-    return Refinement(split, order, reason, False, largest, stale)
+        return stay(f"{found}, but has all the unknowns that it may have")
+    return Refinement(split, order, f"{found}: {int(split.sum())} of {mesh.elements} elements split.", False, gain)
 
 
 def element_errors(mesh: Mesh, nodes: FloatArray, rates: RateFunction) -> FloatArray:
@@ -168,3 +193,52 @@ def _within(mesh: Mesh, marked: BoolArray, worst: FloatArray, most: IntArray | N
     rank[order] = np.arange(mesh.elements) - mesh.first_element[mesh.trajectory[order]]
     allowed: BoolArray = marked & (rank < room[mesh.trajectory])
     return allowed
+
+
+def state_sizes(relaxed: RelaxedProblem, nodes: Tensor) -> FloatArray:
+    """Standard deviation of each state over all trajectories, shape (n,); its magnitude, or 1, where it never moves."""
+    weight = (relaxed.quadrature / relaxed.quadrature.sum())[:, :, None]
+    mean = (weight * nodes).sum((0, 1))
+    deviation = (weight * (nodes - mean) ** 2).sum((0, 1)).sqrt()
+    magnitude = torch.where(mean.abs() > 0, mean.abs(), torch.ones_like(mean))
+    size: FloatArray = torch.where(deviation > 1e-12 * magnitude, deviation, magnitude).cpu().numpy()
+    return size
+
+
+def state_noise(
+    relaxed: RelaxedProblem, nodes: Tensor, layout: StateLayout, scale: FloatArray, held_out: FloatArray
+) -> FloatArray:
+    """Noise of one sample in each state's unit, shape (n,): the error at the samples, or step 0's held-out error.
+
+    Whichever is smaller: where a coarse mesh misses the samples its error says nothing about their noise. A state that
+    nothing measures gets the mean relative noise of the others.
+
+    Parameters
+    ----------
+    scale : ndarray, shape (n,)
+        Size of each state.
+    held_out : ndarray, shape (d,)
+        `StepZero.noise`; NaN where nothing was held out.
+    """
+    seen = relaxed.observed
+    square = (seen.weight * relaxed.error(nodes) ** 2).sum(0) / seen.weight.sum(0).clamp_min(1.0)
+    error = square.sqrt().cpu().numpy()
+    output = np.fmin(error, held_out)
+    noise: FloatArray = np.sqrt(seen_part(layout) ** 2 @ output**2)
+    known = (seen_part(layout) != 0).any(1)
+    relative = (noise / scale)[known].mean() if known.any() else 0.0
+    return np.where(known, noise, relative * scale)
+
+
+def mesh_state(mesh: Mesh) -> dict[str, Tensor]:
+    """A mesh as tensors by name, for methods whose mesh changes while they train."""
+    return {
+        "order": torch.tensor(mesh.basis.order),
+        "count": torch.from_numpy(np.diff(mesh.first_element)),
+        "boundaries": torch.from_numpy(mesh.boundaries.copy()),
+    }
+
+
+def mesh_from_state(state: Mapping[str, Tensor]) -> Mesh:
+    """The mesh that `mesh_state` described."""
+    return mesh_between(state["boundaries"].numpy().copy(), state["count"].numpy().copy(), int(state["order"]))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from snet_cli.config import models as config
 from snet_cli.config.models import model_reference
@@ -19,6 +20,7 @@ from snet_cli.errors import DataError
 from snet_cli.models.options import GenericOptions, MlpOptions, ModelOptions
 from snet_cli.models.registry import MODELS, build_model, default_model, state_space
 from snet_cli.models.user import UserSource, read_source
+from snet_cli.spectral.mesh import Mesh
 from snet_cli.training.node_inputs import inputs_at_nodes
 from snet_cli.training.options import FitOptions
 from snet_cli.training.problem import Problem, assemble_problem
@@ -192,18 +194,29 @@ def build_problem(
     fallback : mapping of str to float, optional
         Known constants that the data does not name.
     """
-    u = inputs_at_nodes(zero.mesh, data.inputs)[:, :, [data.inputs.names.index(name) for name in inputs]]
-    known = known_constants(data, constants, fallback)[zero.mesh.trajectory]
-    held = np.broadcast_to(known[:, None, :], (*u.shape[:2], known.shape[1]))
     return assemble_problem(
         layout,
         zero.mesh,
         zero.nodes,
         zero.counts,
-        np.concatenate([u, held], axis=2),
+        node_channels(zero.mesh, data, constants, inputs, fallback),
         scaled=options.scaled,
         device=device,
     )
+
+
+def node_channels(
+    mesh: Mesh,
+    data: Trajectories,
+    constants: tuple[str, ...],
+    inputs: tuple[str, ...],
+    fallback: Mapping[str, float] | None = None,
+) -> NDArray[np.float64]:
+    """Inputs at the nodes, then known constants, as models see them: shape (N, P, m + c)."""
+    u = inputs_at_nodes(mesh, data.inputs)[:, :, [data.inputs.names.index(name) for name in inputs]]
+    known = known_constants(data, constants, fallback)[mesh.trajectory]
+    held = np.broadcast_to(known[:, None, :], (*u.shape[:2], known.shape[1]))
+    return np.concatenate([u, held], axis=2)
 
 
 def _require_outputs(data: Trajectories) -> None:

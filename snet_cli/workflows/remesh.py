@@ -1,0 +1,121 @@
+"""Refinement while a method trains: its series judged, and its problem built anew from the data on the finer mesh."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from snet_cli.data.trajectories import Trajectories
+from snet_cli.models.base import Model
+from snet_cli.spectral.mesh import Mesh
+from snet_cli.spectral.refinement import prolong
+from snet_cli.training.node_inputs import jump_times
+from snet_cli.training.problem import Problem
+from snet_cli.training.refinement import (
+    Gain,
+    RateFunction,
+    Refinement,
+    plan_refinement,
+    state_noise,
+    state_sizes,
+)
+from snet_cli.training.relaxed import RelaxedProblem, relax
+from snet_cli.training.state_jacobian import evaluate
+from snet_cli.workflows.training_plan import Ingredients, problem_of
+from snet_cli.workflows.training_setup import node_channels
+
+FloatArray = NDArray[np.float64]
+
+CHUNK_POINTS = 100_000
+"""Points at which f is evaluated at a time: tens of megabytes of activations."""
+
+
+@dataclass(frozen=True)
+class Remeshed:
+    """A refinement carried out.
+
+    Attributes
+    ----------
+    plan : Refinement
+    relaxed : RelaxedProblem
+        On the new mesh, in the old scales.
+    nodes : Tensor, shape (N', P', n)
+        The series on it.
+    """
+
+    plan: Refinement
+    relaxed: RelaxedProblem
+    nodes: Tensor
+
+
+class Remesher:
+    """Judges and refines the mesh of the training data.
+
+    Parameters
+    ----------
+    parts : Ingredients
+    channels : ndarray, shape (d,)
+        c of L.
+    unknowns_per_sample : float
+        Most unknowns per state that a trajectory may have, in sample times of its own.
+    """
+
+    def __init__(self, parts: Ingredients, channels: FloatArray, unknowns_per_sample: float) -> None:
+        self.parts, self.channels = parts, channels
+        data = parts.data.train
+        self.most = np.ceil(unknowns_per_sample * data.row_size).astype(np.int64)
+        self.jumps = jump_times(data.inputs.sampled, len(data))
+
+    def refine(self, relaxed: RelaxedProblem, nodes: Tensor, before: Gain) -> Remeshed:
+        """The next mesh and the problem on it; both are as they were where the plan is `done`."""
+        setup = self.parts.setup
+        scale = state_sizes(relaxed, nodes)
+        values = nodes.detach().cpu().numpy()
+        plan = plan_refinement(
+            relaxed.mesh,
+            values,
+            rate_function(setup.trained.model, self.parts.data.train, setup.trained.inputs, self.parts.device),
+            scale=scale,
+            noise=state_noise(relaxed, nodes, setup.layout, scale, setup.step_zero.noise),
+            most_unknowns=self.most,
+            before=before,
+        )
+        if plan.done:
+            return Remeshed(plan, relaxed, nodes)
+        mesh = plan.mesh(relaxed.mesh, self.jumps)
+        finer = torch.from_numpy(prolong(relaxed.mesh, values, mesh)).to(nodes.device)
+        return Remeshed(plan, self.rebuild(relaxed, mesh, finer)[1], finer)
+
+    def rebuild(self, relaxed: RelaxedProblem, mesh: Mesh, nodes: Tensor) -> tuple[Problem, RelaxedProblem]:
+        """Both problems on another mesh with these node values, every element counting, in the scales of `relaxed`."""
+        parts = self.parts
+        everywhere = np.ones(mesh.elements, bool)
+        zero = replace(
+            parts.setup.step_zero, mesh=mesh, nodes=nodes.cpu().numpy(), counts=everywhere, determined=everywhere
+        )
+        problem = replace(problem_of(parts, parts.data.train, zero), scale=relaxed.scale)
+        known = relaxed.known_start.cpu().numpy()
+        return problem, relax(problem, parts.data.train, self.channels, known_start=known)
+
+
+def rate_function(model: Model, data: Trajectories, inputs: tuple[str, ...], device: torch.device) -> RateFunction:
+    """Rates f at the nodes of any mesh of these trajectories, under their own inputs and constants."""
+
+    def rates(mesh: Mesh, nodes: FloatArray) -> FloatArray:
+        n = nodes.shape[2]
+        u = node_channels(mesh, data, model.constants, inputs)
+        t = (mesh.node_times() - mesh.start[mesh.trajectory][:, None]).reshape(-1)
+        x, u = nodes.reshape(-1, n), u.reshape(t.size, -1)
+        result = np.empty_like(x)
+        with torch.no_grad():
+            for begin in range(0, t.size, CHUNK_POINTS):
+                part = slice(begin, begin + CHUNK_POINTS)
+                arrays = (torch.from_numpy(a[part]).to(device) for a in (t, x, u))
+                result[part] = evaluate(model, *arrays).cpu().numpy()
+        return result.reshape(nodes.shape)
+
+    return rates
