@@ -2,14 +2,14 @@
 
 Reading takes the bytes and closes the file, so that what is checked is what is used, and ``-`` (standard input) is
 a file like any other. Writing goes to a temporary file beside the target, which replaces it only when all bytes are
-on the disk: whatever happens, the target is absent, old or complete.
+on the disk: whatever happens, the target is absent, old or complete. A temporary file is locked by the process that
+writes it, so that those of dead processes are recognised, and swept by the next writer in that folder.
 """
 
 from __future__ import annotations
 
 import errno
 import os
-import secrets
 import stat
 import sys
 from collections.abc import Sequence
@@ -18,6 +18,7 @@ from io import BufferedReader
 from pathlib import Path
 from typing import BinaryIO
 
+from snet_cli.data.locks import open_temporary, sweep
 from snet_cli.errors import CheckpointError, DataError, OutputError, UsageError
 
 MAX_BYTES = 2**30
@@ -26,9 +27,6 @@ MAX_BYTES = 2**30
 HDF5_SIGNATURE = b"\x89HDF\r\n\x1a\n"
 
 STDIN_LABEL = "standard input"
-
-TEMPORARY = ".snet-{pid}-{random}.tmp"
-"""Name of temporary files: short, so that targets may use all 255 bytes of a name."""
 
 BLOCK = 1 << 22
 HEAD = 1 << 16
@@ -205,13 +203,44 @@ def check_output(path: str | Path, force: bool = False) -> None:
         raise OutputError(f"{label}: the folder {display(folder)} is not writable.", "Choose another folder.")
 
 
-def write_atomic(path: str | Path, data: bytes | Sequence[bytes], force: bool = False) -> None:
+def require_room(path: str | Path, size: float) -> None:
+    """Refuse an output for which its disk has no room; to be called before long work.
+
+    Parameters
+    ----------
+    size : float
+        Bytes that all that will be written takes at once.
+
+    Raises
+    ------
+    OutputError
+    """
+    try:
+        disk = os.statvfs(os.path.dirname(_resolve(path)))
+    except OSError:
+        return  # a file system that does not tell; a write will
+    free = disk.f_bavail * disk.f_frsize
+    if size > free:
+        raise OutputError(
+            f"{display(path)}: needs {size / 1e6:.3g} MB on its disk, which has {free / 1e6:.3g} MB left.",
+            "Free some room, or choose another disk.",
+        )
+
+
+def write_atomic(
+    path: str | Path, data: bytes | Sequence[bytes], force: bool = False, previous: str | Path | None = None
+) -> None:
     """Write a file whole or not at all; ``-`` is standard output.
 
     The bytes go to a temporary file in the target's folder, whose room is reserved first (a full disk shows before
     a byte is written), then to the disk (fsync), then the name is moved (`os.replace`; without `force` a hard link,
     which fails where the target exists by now). The folder's own fsync is best effort: without it, a power cut may
     bring the old file back, never a torn one. A symbolic link is followed, and stays.
+
+    Parameters
+    ----------
+    previous : str or Path, optional
+        Name in the same folder under which what `force` replaces stays: at every instant one of the two is complete.
 
     Raises
     ------
@@ -228,7 +257,7 @@ def write_atomic(path: str | Path, data: bytes | Sequence[bytes], force: bool = 
             sys.stdout.buffer.flush()
             return
         target = _resolve(path)
-        _write_beside(target, blocks, force)
+        _write_beside(target, blocks, force, None if previous is None else _resolve(previous))
     except FileExistsError:
         raise OutputError(f"{label}: exists already.", "Choose another name, or overwrite it with --force.") from None
     except BrokenPipeError:
@@ -237,10 +266,11 @@ def write_atomic(path: str | Path, data: bytes | Sequence[bytes], force: bool = 
         raise _cannot_write(label, problem) from None
 
 
-def _write_beside(target: str, blocks: Sequence[bytes], force: bool) -> None:
+def _write_beside(target: str, blocks: Sequence[bytes], force: bool, previous: str | None) -> None:
     folder = os.path.dirname(target)
-    temporary = os.path.join(folder, TEMPORARY.format(pid=os.getpid(), random=secrets.token_hex(4)))
-    descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_WRONLY | os.O_CLOEXEC, 0o666)
+    sweep(folder)
+    descriptor, temporary = open_temporary(folder)
+    held = os.dup(descriptor)  # keeps the lock until the file has its name
     try:
         try:
             _reserve(descriptor, sum(map(len, blocks)))
@@ -252,10 +282,13 @@ def _write_beside(target: str, blocks: Sequence[bytes], force: bool) -> None:
         finally:
             os.close(descriptor)
         if force or not _link(temporary, target):
+            if previous is not None and os.path.lexists(target):
+                os.replace(target, previous)
             os.replace(temporary, target)
     finally:
         with suppress(OSError):
             os.unlink(temporary)
+        os.close(held)
     _sync_folder(folder)
 
 
