@@ -10,12 +10,12 @@ import math
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from snet_cli.training.method import Method, Step
 
@@ -101,8 +101,8 @@ class RunState:
 
     Attributes
     ----------
-    parameters : list of Tensor
-        θ of now.
+    weights : dict
+        `state_dict` of the model.
     buffers : dict
         `Method.state`.
     history : ndarray, shape (iterations, 4)
@@ -112,9 +112,13 @@ class RunState:
         As in `FitResult`.
     seconds : float
         Time in the loop so far.
+    random : dict
+        States of torch's generators by device, for models that draw.
+    diverged : bool
+        Whether the next step gave numbers that are not finite; the weights are then the last finite ones.
     """
 
-    parameters: list[Tensor]
+    weights: dict[str, Tensor]
     buffers: dict[str, Tensor]
     history: NDArray[np.float64]
     best: list[Tensor] | None
@@ -122,6 +126,25 @@ class RunState:
     best_iteration: int
     best_score: float | None
     seconds: float
+    random: dict[str, Tensor]
+    diverged: bool = False
+
+    @property
+    def iteration(self) -> int:
+        """Iterations done."""
+        return int(self.history.shape[0])
+
+
+class Save(Protocol):
+    """What may keep the state of a run."""
+
+    def __call__(self, iteration: int, state: Callable[[], RunState], *, last: bool) -> None:
+        """Called before every iteration, and once more when the run ends; decides whether to make and keep a state."""
+        ...
+
+
+def keep_nothing(iteration: int, state: Callable[[], RunState], *, last: bool) -> None:
+    """The `Save` of a run that need not go on."""
 
 
 def run(
@@ -132,7 +155,7 @@ def run(
     is_enough: Callable[[Progress], bool] = lambda progress: False,
     clock: Callable[[], float] = time.perf_counter,
     resume: RunState | None = None,
-    save: Callable[[int, Callable[[], RunState]], None] = lambda iteration, state: None,
+    save: Save = keep_nothing,
 ) -> FitResult:
     """Iterate until a limit, convergence, a request to stop, or numbers that are not finite.
 
@@ -150,12 +173,13 @@ def run(
     resume : RunState, optional
         Where to go on; the method and its model are brought to it. A run that had ended under these limits ends at
         once.
-    save : callable
-        Called after every iteration with its number and what makes a `RunState`; it decides whether to make one.
+    save : Save
+        Its time counts for the deadline, and not as time of the loop.
     """
     course = _Course(method, limits, resume, clock)
     status = course.ended()
     while status is None:
+        course.save(save, last=False)
         if should_stop():
             status = "stopped"
         elif clock() >= limits.deadline:
@@ -165,13 +189,13 @@ def run(
             if progress is None:
                 status = "diverged"
                 break
-            save(progress.iteration, course.state)
             report(progress)
             if is_enough(progress):
                 course.keeper.keep(progress.iteration)
                 status = "converged"
             else:
                 status = course.ended()
+    course.save(save, last=True)  # before the last look at held-out data, which a longer run would not have taken
     return course.result(status)
 
 
@@ -181,18 +205,22 @@ class _Course:
     def __init__(self, method: Method, limits: Limits, resume: RunState | None, clock: Callable[[], float]) -> None:
         self.method, self.limits, self.clock = method, limits, clock
         self.history: list[tuple[float, float, float, float]] = []
+        self.diverged = False
         self.begin = clock()
         if resume is not None:
-            _put(method, resume.parameters)
+            method.model.load_state_dict(resume.weights)
             method.restore(resume.buffers)
             self.history = [tuple(row) for row in resume.history.tolist()]
+            self.diverged = resume.diverged
             self.begin -= resume.seconds
+            _set_random(resume.random)
         self.keeper = _Keeper(method, resume)
 
     def advance(self) -> Progress | None:
         """One iteration; None if its loss is not finite."""
         step = self.method.step()
         if not math.isfinite(step.total):
+            self.diverged = True
             return None
         iteration = len(self.history) + 1
         held_out = self.keeper.look(iteration) if iteration % self.limits.look_every == 0 else None
@@ -202,6 +230,8 @@ class _Course:
     def ended(self) -> Status | None:
         """Whether what happened so far ends the run; it depends on the history and the limits only."""
         iteration, limits = len(self.history), self.limits
+        if self.diverged:
+            return "diverged"
         if iteration and getattr(self.method, "outcome", None) is not None:  # it knows its own end
             return "converged"
         if iteration:
@@ -210,11 +240,19 @@ class _Course:
                 return "converged"
         return "iterations" if iteration >= limits.iterations else None
 
+    def save(self, save: Save, *, last: bool) -> None:
+        """Offer the state to whoever may keep it."""
+        before = self.clock()
+        save(len(self.history), self.state, last=last)
+        self.begin += self.clock() - before
+
     def state(self) -> RunState:
         """The run as it stands, in copies of its own."""
-        keeper = self.keeper
+        keeper, model = self.keeper, self.method.model
+        if self.diverged:
+            _put(self.method, keeper.good)
         return RunState(
-            _copy(self.method),
+            {name: value.detach().clone() for name, value in model.state_dict().items()},
             {name: value.detach().clone() for name, value in self.method.state().items()},
             np.array(self.history, dtype=np.float64).reshape(-1, 4),
             keeper.best,
@@ -222,6 +260,8 @@ class _Course:
             keeper.best_iteration,
             keeper.best_score,
             self.clock() - self.begin,
+            _random(model),
+            self.diverged,
         )
 
     def result(self, status: Status) -> FitResult:
@@ -249,6 +289,18 @@ def _stalled(history: list[tuple[float, float, float, float]]) -> bool:
         return False
     before, now = history[-1 - STALL_WINDOW][2], history[-1][2]
     return before - now <= STALL_GAIN * abs(before) and now <= before
+
+
+def _random(model: nn.Module) -> dict[str, Tensor]:
+    """States of the generators that a model on these devices may draw from."""
+    on_cuda = any(p.is_cuda for p in model.parameters())
+    return {"cpu": torch.get_rng_state(), **({"cuda": torch.cuda.get_rng_state()} if on_cuda else {})}
+
+
+def _set_random(states: dict[str, Tensor]) -> None:
+    torch.set_rng_state(states["cpu"])
+    if "cuda" in states:
+        torch.cuda.set_rng_state(states["cuda"])
 
 
 def _copy(method: Method) -> list[Tensor]:
