@@ -87,7 +87,7 @@ def check_unknowns(method: str, parts: Ingredients) -> tuple[str, ...]:
     DataError
         If there are fewer measured values than initial states to be estimated: no regulariser makes up for that.
     """
-    if METHODS[method].needs_all_states:
+    if METHODS[method].needs_all_states or method in SHOOTING_METHODS:
         return ()
     setup, data = parts.setup, parts.data.train
     values = int(np.isfinite(data.outputs).sum())
