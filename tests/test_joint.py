@@ -134,8 +134,9 @@ def test_gamma_falls_until_the_discretised_equations_hold_and_the_truth_is_found
         method.step()
     loss = method.arrow.loss(method.nodes)
     assert method.outcome == "converged"
-    assert method.gamma < 1e-3
-    assert loss.residual <= 1e-3 * loss.tail  # `continuation.CLOSED`
+    assert method.gamma < 1e-2
+    # closed: what is left of the p equations is small beside the discretisation error, or beside the noise
+    assert loss.residual <= max(1e-3 * loss.tail, 1e-2 * method.gamma * loss.misfit)
     # 720 values of noise 0.02 of a signal of size 1 leave a few thousandths in each of the ten numbers
     np.testing.assert_allclose(method.model.A.detach().numpy(), A, atol=0.02)
     np.testing.assert_allclose(method.model.B.detach().numpy(), B, atol=0.02)
@@ -147,7 +148,7 @@ def test_gamma_falls_until_the_discretised_equations_hold_and_the_truth_is_found
 
 def test_a_fixed_gamma_stays():
     level = Continuation(0.5)
-    assert [level.after(1e-3, 1.0, 1.0), level.after(1e-5, 1.0, 1.0)] == ["stay", "converged"]
+    assert [level.after(1e-3, 1.0, 1.0, 1.0), level.after(1e-5, 1.0, 1.0, 1.0)] == ["stay", "converged"]
     assert level.gamma == 0.5
 
 

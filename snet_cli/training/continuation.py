@@ -3,7 +3,8 @@
 R is that of the p projected equations (`arrow`), which can vanish. As γ falls its minimum tends to the solution of
 ``min L subject to the p equations of every element``: the maximum-likelihood fit of the discretised ODE. The
 discretised solution differs from the ODE's own by what the ψ_p-component of f leaves open, ``tail`` = |ψ_p ψ_pᵀ W f|².
-So there is nothing to gain from R far below it, and γ stops there.
+So there is nothing to gain from R far below it, and γ stops there; or earlier, where the misfit no longer rises as γ
+falls: then X obeys the model as far as the data can tell.
 """
 
 from __future__ import annotations
@@ -17,7 +18,10 @@ START, LEAST, FACTOR = 1.0, 1e-8, 10.0
 CLOSED = 1e-3
 """R relative to the tail at which the ODE holds to the discretisation error: 3 % of it in root mean square."""
 
-LEVEL_GAIN, LAST_GAIN = 1e-2, 1e-4
+SETTLED = 5e-3
+"""Relative change of the misfit from one level to the next at which the constraint has taken all that it can."""
+
+LEVEL_GAIN, LAST_GAIN = 1e-2, 1e-3
 """Relative decrease of J in one step below which a level, and the last one, has converged."""
 
 LEVEL_STEPS = 8
@@ -36,12 +40,12 @@ class Continuation:
     """
 
     def __init__(self, gamma: float | None = None) -> None:
-        self.fixed = gamma is not None
         self.gamma = START if gamma is None else gamma
         self.steps = 0
-        self.closed = self.fixed
+        self.closed = gamma is not None
+        self.last_misfit = math.inf
 
-    def after(self, gain: float, residual: float, tail: float) -> Verdict:
+    def after(self, gain: float, residual: float, tail: float, misfit: float) -> Verdict:
         """What a step at this γ leads to; γ has fallen where the answer is "tighten".
 
         Parameters
@@ -50,13 +54,17 @@ class Continuation:
             Relative decrease of J in the step.
         residual, tail : float
             R of the p equations and the discretisation error.
+        misfit : float
+            L.
         """
         self.steps += 1
         if self.closed:
             return "converged" if gain < LAST_GAIN else "stay"
         if gain >= LEVEL_GAIN and self.steps < LEVEL_STEPS:
             return "stay"
-        if residual <= CLOSED * tail or self.gamma <= LEAST * math.sqrt(FACTOR):
+        settled = abs(misfit - self.last_misfit) <= SETTLED * misfit
+        self.last_misfit = misfit
+        if settled or residual <= CLOSED * tail or self.gamma <= LEAST * math.sqrt(FACTOR):
             self.closed = True
             return "converged" if gain < LAST_GAIN else "stay"
         self.gamma /= FACTOR

@@ -130,7 +130,7 @@ class Joint:
             if self.outcome is None:
                 J = before.total(gamma)
                 gain = (J - after.total(gamma)) / J if J > 0 else 0.0
-                verdict = self.continuation.after(gain, after.residual, after.tail)
+                verdict = self.continuation.after(gain, after.residual, after.tail, after.misfit)
                 self.outcome = "converged" if verdict == "converged" else None
             before = after
         total = math.nan if self.outcome == "not-finite" else before.total(gamma)
@@ -181,7 +181,7 @@ class Joint:
         """What a resumed run needs beside θ and the options: X, dampings, γ, the memory of the warm-up."""
         level, outcomes = self.continuation, Outcome.__args__  # type: ignore[attr-defined]
         progress = [self.iteration, self.evaluations, self.damping, self.state_damping]
-        progress += [level.gamma, level.steps, level.closed]
+        progress += [level.gamma, level.steps, level.closed, level.last_misfit]
         progress += [-1 if self.outcome is None else outcomes.index(self.outcome)]
         saved = {"nodes": self.nodes, "progress": torch.tensor(progress, dtype=torch.float64)}
         return saved | {f"theta.{name}": value for name, value in self.theta_step.state().items()}
@@ -192,6 +192,12 @@ class Joint:
         counts, level = state["progress"].tolist(), self.continuation
         self.iteration, self.evaluations = int(counts[0]), int(counts[1])
         self.damping, self.state_damping = counts[2], counts[3]
-        level.gamma, level.steps, level.closed, ended = counts[4], int(counts[5]), bool(counts[6]), counts[7]
+        level.gamma, level.steps, level.closed, level.last_misfit = (
+            counts[4],
+            int(counts[5]),
+            bool(counts[6]),
+            counts[7],
+        )
+        ended = counts[8]
         self.outcome = None if ended < 0 else Outcome.__args__[int(ended)]  # type: ignore[attr-defined]
         self.theta_step.restore({k.removeprefix("theta."): v for k, v in state.items() if k.startswith("theta.")})
