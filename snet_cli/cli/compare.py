@@ -9,9 +9,9 @@ from typing import Annotated, Any, get_args
 import typer
 
 from snet_cli.cli import flags
-from snet_cli.cli.console import columns, number, quoted
+from snet_cli.cli.console import columns, number
 from snet_cli.cli.flags import Switch, Text, flag
-from snet_cli.cli.session import counted, open_session
+from snet_cli.cli.session import again, counted, open_session
 from snet_cli.cli.signals import Interrupted
 from snet_cli.errors import SnetError
 from snet_cli.evaluation.comparison import ComparisonRow, table_rows
@@ -86,27 +86,10 @@ def command(
 
 def _stopped(stopped: BaseException, ctx: typer.Context) -> SnetError:
     """What is there, and how to go on."""
-    error = SnetError(f"stopped by {stopped or 'SIGINT'}; the finished rows are kept.", f"Go on: {_again(ctx)}")
+    error = SnetError(f"stopped by {stopped or 'SIGINT'}; the finished rows are kept.", f"Go on: {again(ctx)}")
     error.code = "interrupted"
     error.exit_code = stopped.exit_code if isinstance(stopped, Interrupted) else 130
     return error
-
-
-def _again(ctx: typer.Context) -> str:
-    """The command with --resume."""
-    words = ["snet", "compare"]
-    for param in ctx.command.params:
-        value = ctx.params.get(str(param.name))
-        if value in (None, False, [], ()) or param.name in ("force", "resume"):
-            continue
-        if param.param_type_name == "argument":
-            words.append(quoted(str(value)))
-        elif value is True:
-            words.append(param.opts[0])
-        else:
-            for one in value if isinstance(value, list | tuple) else [value]:
-                words += [param.opts[0], quoted(str(one))]
-    return " ".join([*words, "--resume"])
 
 
 def _lines(result: Mapping[str, Any]) -> list[str]:

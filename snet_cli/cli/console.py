@@ -74,6 +74,7 @@ class Console:
 
     def should_stop(self) -> bool:
         """Whether a signal asked to stop."""
+        self.stop.awaited = True
         return bool(self.stop)
 
     def progress(self, tick: Tick) -> None:

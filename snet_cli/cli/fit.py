@@ -9,9 +9,10 @@ import typer
 
 from snet_cli.cli import flags
 from snet_cli.cli.console import columns, duration, number, quoted
-from snet_cli.cli.flags import Text, flag
-from snet_cli.cli.session import RunOptions, counted, needed, open_session
-from snet_cli.cli.signals import finishing_first
+from snet_cli.cli.flags import Switch, Text, flag
+from snet_cli.cli.session import ResumeOptions, RunOptions, again, counted, needed, open_session
+from snet_cli.cli.signals import Interrupted, finishing_first
+from snet_cli.errors import SnetError
 from snet_cli.training.options import PAPER_PRESET, FitOptions
 
 EXAMPLE = "snet fit train.h5 -o model.h5"
@@ -40,6 +41,8 @@ def command(
     tolerance: Annotated[Text, flag(FitOptions, "tolerance", "δ")] = None,
     max_time: Annotated[Text, flag(FitOptions, "max_time", "SECONDS")] = None,
     metrics: Annotated[Text, flag(RunOptions, "metrics", "FILE.csv")] = None,
+    checkpoint_every: Annotated[Text, flag(ResumeOptions, "checkpoint_every", "60s|100it")] = None,
+    resume: Annotated[Switch, flag(ResumeOptions, "resume")] = None,
     config: flags.Config = None,
     set_: flags.Sets = None,
     seed: flags.Seed = None,
@@ -57,31 +60,48 @@ def command(
 ) -> int:
     """Train a model of x' = f(t, x, u) on a trajectory file, without integrating it.
 
-    Ctrl-C ends training after the current step and writes the model so far; a second one leaves at once.
+    Ctrl-C ends training after the current step and writes the model so far; a second one leaves at once. Whatever ends
+    a run, the same command with --resume goes on from the state beside the output (FILE.resume).
     """
-    session = open_session(ctx, FitOptions, presets={"paper": PAPER_PRESET})
+    session = open_session(ctx, FitOptions, ResumeOptions, presets={"paper": PAPER_PRESET})
     if session.shows_config(show_config):
         return 0
     source, run = needed(train, "TRAIN", EXAMPLE), session.run
     target = "-" if run.dry_run and run.output is None else session.output("model.h5")
+    kept = session.get(ResumeOptions)
     from snet_cli.workflows.fit import fit  # torch: 1.4 s that a usage error need not wait for
     from snet_cli.workflows.resources import process_started
 
     with finishing_first() as stop:
         session.console.stop = stop
-        result = fit(
-            source,
-            target,
-            session.get(FitOptions),
-            session.common,
-            force=run.force,
-            dry_run=run.dry_run,
-            metrics=run.metrics,
-            report=session.console,
-            started=process_started(),
-        )
-    session.present(result, _lines(result), f"snet evaluate {quoted(target)} test.h5")
-    return stop.exit_code if result.get("status") == "stopped" else 0
+        try:
+            result = fit(
+                source,
+                target,
+                session.get(FitOptions),
+                session.common,
+                force=run.force,
+                dry_run=run.dry_run,
+                metrics=run.metrics,
+                resume=kept.resume,
+                checkpoint_every=kept.checkpoint_every,
+                report=session.console,
+                started=process_started(),
+            )
+        except Interrupted as interruption:
+            if stop.awaited and target != "-":
+                raise _stopped(interruption, ctx) from None
+            raise
+    stopped = result.get("status") == "stopped"
+    session.present(result, _lines(result), again(ctx) if stopped else f"snet evaluate {quoted(target)} test.h5")
+    return stop.exit_code if stopped else 0
+
+
+def _stopped(interruption: Interrupted, ctx: typer.Context) -> SnetError:
+    """A run that was left at once: its state is on the disk."""
+    error = SnetError(f"stopped by {interruption}; the state of the run is kept.", f"Go on: {again(ctx)}")
+    error.code, error.exit_code = "interrupted", interruption.exit_code
+    return error
 
 
 ENDINGS = {

@@ -10,10 +10,10 @@ from typing import Any, TypeVar
 import typer
 from pydantic import BaseModel, ConfigDict, Field
 
-from snet_cli.cli.console import Console
+from snet_cli.cli.console import Console, quoted
 from snet_cli.config.layers import Resolved, Sources, resolve
 from snet_cli.config.scalars import dump
-from snet_cli.data.options import CommonOptions
+from snet_cli.data.options import CommonOptions, Interval
 from snet_cli.errors import SnetError, UsageError
 
 Options = TypeVar("Options", bound=BaseModel)
@@ -30,6 +30,17 @@ class RunOptions(BaseModel):
     dry_run: bool = Field(default=False, description="Check everything and print the plan.")
     quiet: bool = Field(default=False, description="Say nothing but errors.")
     verbose: bool = Field(default=False, description="Say more.")
+
+
+class ResumeOptions(BaseModel):
+    """Options of a run that can go on where an earlier one ended; none changes a result."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    checkpoint_every: Interval = Field(
+        default="60s", description="How often the state is written from which --resume goes on: 60s or 100it."
+    )
+    resume: bool = Field(default=False, description="Go on from the state beside the output, if there is one.")
 
 
 @dataclass(frozen=True)
@@ -87,7 +98,8 @@ class Session:
     def shows_config(self, asked: bool | None) -> bool:
         """Print the resolved options if `--show-config` asked for it; then there is nothing else to do."""
         if asked:
-            own = {key: value for key, value in self.resolved.tree().items() if key not in RunOptions.model_fields}
+            without = {*RunOptions.model_fields, *ResumeOptions.model_fields}
+            own = {key: value for key, value in self.resolved.tree().items() if key not in without}
             self.console.result(own, [dump(own).rstrip("\n")])
         return bool(asked)
 
@@ -145,6 +157,23 @@ def needed(value: str | None, name: str, example: str) -> str:
     if value is None:
         raise UsageError(f"the argument {name} is missing.", f"For example: {example}")
     return value
+
+
+def again(ctx: typer.Context) -> str:
+    """The command as it was given, with --resume."""
+    words = ctx.command_path.split()
+    for param in ctx.command.params:
+        value = ctx.params.get(str(param.name))
+        if value in (None, False, [], ()) or param.name in ("force", "resume"):
+            continue
+        if param.param_type_name == "argument":
+            words.append(quoted(str(value)))
+        elif value is True:
+            words.append(param.opts[0])
+        else:
+            for one in value if isinstance(value, list | tuple) else [value]:
+                words += [param.opts[0], quoted(str(one))]
+    return " ".join([*words, "--resume"])
 
 
 def counted(count: int, one: str, many: str = "") -> str:

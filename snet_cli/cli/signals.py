@@ -1,6 +1,6 @@
 """Signals as the shell knows them: INT, TERM and HUP end a command with 130, 143 and 129, and never leave a torn file.
 
-Most commands end at once: the signal becomes an exception, so that temporary files are removed on the way out. While
+Most commands end at once: the signal becomes an exception, so that temporary files are removed on the way out. Once
 `fit` trains, the first signal only raises a flag; the loop finishes its step and writes the model so far. A second
 Ctrl-C ends that too.
 """
@@ -35,6 +35,8 @@ class StopFlag:
 
     def __init__(self) -> None:
         self.number: int | None = None
+        self.awaited = False
+        """Whether anybody has begun to look: before that there is nothing to finish."""
 
     def __bool__(self) -> bool:
         return self.number is not None
@@ -58,11 +60,11 @@ def ending_at_once() -> Iterator[None]:
 
 @contextmanager
 def finishing_first() -> Iterator[StopFlag]:
-    """Inside, the first signal raises the flag; a second one raises `Interrupted`."""
+    """Inside, the first signal raises the flag, once somebody looks at it; a second one raises `Interrupted`."""
     flag = StopFlag()
 
     def remember(number: int, frame: FrameType | None) -> None:
-        if flag:
+        if flag or not flag.awaited:
             raise Interrupted(number)
         flag.number = number
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from typing import Annotated, Any, Literal
 
@@ -57,6 +58,17 @@ Size = Annotated[int, BeforeValidator(parse_size), Field(ge=1, le=2**62, title="
 
 Listing = Annotated[str, BeforeValidator(join_listing)]
 """Names, or name=value pairs, separated by commas; in YAML also a list or a mapping."""
+
+Interval = Annotated[
+    str, Field(pattern=r"^([0-9]+(\.[0-9]*)?|\.[0-9]+)s$|^[1-9][0-9]*it$", title="an interval such as 60s or 100it")
+]
+"""Seconds, or a number of iterations."""
+
+
+def parse_interval(text: str) -> tuple[float, int | None]:
+    """Seconds and iterations of an `Interval`: ``"60s"`` -> (60, None), ``"100it"`` -> (inf, 100)."""
+    return (math.inf, int(text[:-2])) if text.endswith("it") else (float(text[:-1]), None)
+
 
 PositiveTime = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 

@@ -4,24 +4,52 @@ from __future__ import annotations
 
 import math
 import time
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
+import torch
+
 from snet_cli.data.checkpoint_file import save_checkpoint
+from snet_cli.data.locks import output_lock
 from snet_cli.data.options import CommonOptions
-from snet_cli.data.storage import check_no_input_is_overwritten, check_output
-from snet_cli.errors import NumericalError
-from snet_cli.training.loop import FitResult, Progress, run
+from snet_cli.data.storage import check_no_input_is_overwritten, check_output, display
+from snet_cli.errors import NumericalError, UsageError
+from snet_cli.training.loop import FitResult, Limits, Progress, RunState, keep_nothing, run
 from snet_cli.training.method_choice import MethodChoice
 from snet_cli.training.options import FitOptions
-from snet_cli.workflows.fit_data import load_fit_data
+from snet_cli.workflows.fit_data import FitData, load_fit_data
 from snet_cli.workflows.honest_end import rollout_score
 from snet_cli.workflows.methods import METHODS, build_training, check_unknowns, iterations_of, resolve_method
 from snet_cli.workflows.metrics_file import MetricsFile
+from snet_cli.workflows.provenance import history_line, provenance
 from snet_cli.workflows.reporter import Reporter, Silent
 from snet_cli.workflows.resources import choose_device, peak_memory_mb
-from snet_cli.workflows.train_one import checkpoint_of, limits_of, set_up, summary_of, tick_of, with_estimates
+from snet_cli.workflows.resume import (
+    SavedRun,
+    StateWriter,
+    check_fit_output,
+    find_state,
+    fingerprint,
+    growth_of_state,
+    state_path,
+)
+from snet_cli.workflows.run_state import encode_state, on_device
+from snet_cli.workflows.train_one import (
+    checkpoint_of,
+    limits_of,
+    resolved_options,
+    set_up,
+    summary_of,
+    tick_of,
+    with_estimates,
+)
+from snet_cli.workflows.trained_model import to_checkpoint
 from snet_cli.workflows.training_plan import Ingredients, Training
-from snet_cli.workflows.training_setup import Setup
+from snet_cli.workflows.training_setup import Setup, choose_model
+
+FINISHED = ("converged", "iterations", "diverged")
+"""How a run ends that has nothing more to do under its limits; one that ran out of time has."""
 
 SHORTEST_ROLLOUT_LIMIT = 30.0
 """Seconds that the final rollout may always take."""
@@ -39,6 +67,8 @@ def fit(
     force: bool = False,
     dry_run: bool = False,
     metrics: str | None = None,
+    resume: bool = False,
+    checkpoint_every: str = "60s",
     report: Reporter | None = None,
     started: float | None = None,
 ) -> dict[str, Any]:
@@ -49,11 +79,15 @@ def fit(
     train, output : str
         Paths; "-" reads stdin or writes stdout.
     force : bool
-        Overwrite an existing output.
+        Overwrite an existing output, and the state of an earlier run.
     dry_run : bool
         Resolve, validate, fit step 0 and return the plan; write nothing.
     metrics : str, optional
         CSV file with one row per iteration.
+    resume : bool
+        Go on from the state beside the output (`workflows.resume`), if there is one.
+    checkpoint_every : str
+        How often that state is written: ``60s`` or ``100it``.
     report : Reporter
         Receives notes and progress, and says when to stop; the model so far is written then.
     started : float, optional
@@ -67,53 +101,188 @@ def fit(
     Raises
     ------
     SnetError
-        Any of the tree; nothing is written then.
+        Any of the tree; nothing is written then, but for the state of a run that had begun.
     """
-    started = time.perf_counter() if started is None else started
-    options, common, report = options or FitOptions(), common or CommonOptions(), report or Silent()
-    if not dry_run:
-        check_output(output, force)
-        validation = options.validation if isinstance(options.validation, str) else None
-        check_no_input_is_overwritten(output, train, validation)
-        if metrics is not None:
-            check_no_input_is_overwritten(metrics, train, validation)
-            check_output(metrics, force)
-    device = choose_device(common.device)
-    data = load_fit_data(train, options, common, report)
-    setup = set_up(options, common, data.train, device, started)
-    parts = Ingredients(setup, data, options, common, device)
-    choice = resolve_method(parts)
-    notes = [f"method {choice.method}: {choice.reason}"] if options.method == "auto" else []
-    notes += check_unknowns(choice.method, parts)
-    if METHODS[choice.method].needs_all_states:
-        notes += setup.step_zero.notes
-    _tell_setup(setup, notes, report)
+    task = _Task(
+        train,
+        output,
+        options or FitOptions(),
+        common or CommonOptions(),
+        force,
+        resume,
+        metrics,
+        checkpoint_every,
+        report or Silent(),
+        time.perf_counter() if started is None else started,
+    )
     if dry_run:
-        return _plan(parts, choice, notes)
-    training = build_training(choice.method, parts)
-    for note in training.notes:
-        report.detail(note)
-    setup_seconds = time.perf_counter() - started
-    with MetricsFile.open(metrics, force) as metrics_file:
-        result = _train(training, options, started, report, metrics_file)
+        return _plan(task)
+    _check_files(task)
+    if output == "-":
+        return _fit(task, None)
+    with output_lock(output, display(output)):
+        saved = find_state(output, task.common.max_bytes, task.report) if resume else None
+        if resume and saved is None:
+            _start_afresh(task)
+        return _fit(task, saved)
+
+
+@dataclass(frozen=True)
+class _Task:
+    """The arguments of `fit`."""
+
+    train: str
+    output: str
+    options: FitOptions
+    common: CommonOptions
+    force: bool
+    resume: bool
+    metrics: str | None
+    checkpoint_every: str
+    report: Reporter
+    started: float
+
+    @property
+    def seconds(self) -> float:
+        """Time since the command began."""
+        return time.perf_counter() - self.started
+
+
+def _check_files(task: _Task) -> None:
+    """Refuse outputs that cannot be written, before any work.
+
+    Raises
+    ------
+    OutputError, UsageError
+    """
+    force = task.force or task.resume
+    check_fit_output(task.output, force)
+    if task.output == "-" and task.resume:
+        raise UsageError("--resume needs a file beside which the state of the run lies, not -o -.", "Use -o FILE.")
+    validation = task.options.validation if isinstance(task.options.validation, str) else None
+    check_no_input_is_overwritten(task.output, task.train, validation)
+    if task.metrics is not None:
+        check_no_input_is_overwritten(task.metrics, task.train, validation)
+        check_output(task.metrics, force)
+
+
+def _start_afresh(task: _Task) -> None:
+    """`--resume` where there is no state: a new run, unless that would overwrite a model."""
+    check_output(task.output, task.force)
+    task.report.note(f"there is no state of an earlier run ({state_path(display(task.output))}): starting afresh.")
+
+
+def _fit(task: _Task, saved: SavedRun | None) -> dict[str, Any]:
+    """Set up, train, judge and write; from a saved state on, if there is one."""
+    options, common, report = task.options, task.common, task.report
+    device = choose_device(common.device)
+    data = load_fit_data(task.train, options, common, report)
+    run_key = fingerprint(options, common, device, choose_model(options, data.train), data.parents)
+    if saved is not None:
+        saved.check_fits(run_key)
+        saved.check_threads(common.threads)
+        if (earlier := _finished(task, saved)) is not None:
+            return earlier
+    parts, training = _build(task, data, device, saved)
+    setup_seconds = task.seconds
+    limits = limits_of(training, options, _deadline(task))
+    if saved is not None:
+        saved.check_limit(limits.iterations)
+    writer = _state_writer(task, parts, training, run_key, saved)
+    result = _train(task, training, limits, saved, writer, device)
+    if result.status == "diverged" and result.iterations == 0 and writer is not None:
+        writer.discard()
     _require_a_model(training, result, report)
-    setup = with_estimates(setup, training)
-    seconds = _rollout_seconds(result, options, started)
+    setup = with_estimates(parts.setup, training)
+    seconds = _rollout_seconds(task, result)
     scores = [
         None if part is None else rollout_score(setup.trained, part, device, report, seconds)
         for part in (data.train, data.validation)
     ]
+    complete = not report.should_stop()
     summary = summary_of(setup, training, result, scores[0], scores[1])
     checkpoint = checkpoint_of(setup, training, result, summary, data, options, common, device)
-    save_checkpoint(output, checkpoint, force=force)
-    return {
+    sha256 = save_checkpoint(task.output, checkpoint, force=task.force or saved is not None)
+    answer = {
         **summary,
-        "seconds": time.perf_counter() - started,
+        "resumed_from": None if saved is None else saved.state.iteration,
+        "seconds": task.seconds,
         "seconds_setup": setup_seconds,
         "ms_per_iteration": 1e3 * result.seconds / max(result.iterations, 1),
         "peak_memory_mb": peak_memory_mb(),
-        "output": output,
+        "output": task.output,
     }
+    if writer is not None:
+        ended = {"limits": _asked(task, training.method.name), "sha256": sha256, "result": answer}
+        writer.finish(ended if complete and result.status in FINISHED else None)
+    return answer
+
+
+def _asked(task: _Task, method: str) -> dict[str, Any]:
+    """The limits under which a finished run stays finished; the time is none: a new command has time of its own."""
+    return {"iterations": iterations_of(task.options, method), "tolerance": task.options.tolerance}
+
+
+def _finished(task: _Task, saved: SavedRun) -> dict[str, Any] | None:
+    """The result of a run that needs nothing more under these limits."""
+    result = saved.finished(_asked(task, saved.about["method"]), task.output)
+    if result is None:
+        return None
+    task.report.note(f"the run had finished at iteration {saved.state.iteration}; nothing is left to do.")
+    own = {"resumed_from": saved.state.iteration, "seconds": task.seconds, "seconds_setup": task.seconds}
+    return {**result, **own, "peak_memory_mb": peak_memory_mb(), "output": task.output}
+
+
+def _build(task: _Task, data: FitData, device: torch.device, saved: SavedRun | None) -> tuple[Ingredients, Training]:
+    """Step 0, the problem and the method; what a saved run settled stays so."""
+    options, common, report = task.options, task.common, task.report
+    zero = None if saved is None else saved.step_zero
+    setup = set_up(options, common, data.train, device, task.started, zero)
+    if saved is not None:
+        saved.check_threads(torch.get_num_threads())
+        options = options.model_copy(update={"method": saved.about["method"]})
+    settled = {} if saved is None else saved.about["settled"]
+    parts = Ingredients(setup, data, options, common, device, settled)
+    choice = resolve_method(parts)
+    _tell_setup(setup, _notes(parts, choice), report)
+    training = build_training(choice.method, parts)
+    for note in training.notes:
+        report.detail(note)
+    for choice_made in training.choices:
+        report.note(choice_made)
+    return parts, training
+
+
+def _notes(parts: Ingredients, choice: MethodChoice) -> list[str]:
+    """What the user should know of the method and the data before training."""
+    notes = [f"method {choice.method}: {choice.reason}"] if parts.options.method == "auto" else []
+    notes += check_unknowns(choice.method, parts)
+    return notes + list(parts.setup.step_zero.notes if METHODS[choice.method].needs_all_states else ())
+
+
+def _state_writer(
+    task: _Task, parts: Ingredients, training: Training, run_key: dict[str, Any], saved: SavedRun | None
+) -> StateWriter | None:
+    """What keeps the state of this run; None where the model goes to stdout."""
+    if task.output == "-":
+        return None
+    setup, trained = parts.setup, parts.setup.trained
+    resolved = resolved_options(task.options, task.common, setup, training, parts.device)
+    record = provenance("fit", resolved, parents=parts.data.parents)
+    model = to_checkpoint(trained, {}, np.zeros((0, 4)), record, "", history_line(record, [parts.data.train.history]))
+    about = {
+        "run": run_key,
+        "method": training.method.name,
+        "threads": torch.get_num_threads(),
+        "settled": dict(training.settled),
+    }
+
+    def encode(state: RunState, finished: dict[str, Any] | None) -> bytes:
+        return encode_state(model, {**about, "finished": finished}, state, setup.step_zero)
+
+    parameters = sum(p.numel() for p in trained.model.parameters())
+    growth = growth_of_state(task.options, parameters, training.iterations)
+    return StateWriter(task.output, task.checkpoint_every, encode, growth, saved, task.report)
 
 
 def _tell_setup(setup: Setup, notes: list[str], report: Reporter) -> None:
@@ -126,9 +295,15 @@ def _tell_setup(setup: Setup, notes: list[str], report: Reporter) -> None:
     )
 
 
-def _plan(parts: Ingredients, choice: MethodChoice, notes: list[str]) -> dict[str, Any]:
+def _plan(task: _Task) -> dict[str, Any]:
     """What `--dry-run` prints."""
-    setup, data = parts.setup, parts.data
+    device = choose_device(task.common.device)
+    data = load_fit_data(task.train, task.options, task.common, task.report)
+    setup = set_up(task.options, task.common, data.train, device, task.started)
+    parts = Ingredients(setup, data, task.options, task.common, device)
+    choice = resolve_method(parts)
+    notes = _notes(parts, choice)
+    _tell_setup(setup, notes, task.report)
     zero, names = setup.step_zero, setup.layout.outputs
     return {
         "command": "fit",
@@ -153,20 +328,30 @@ def _plan(parts: Ingredients, choice: MethodChoice, notes: list[str]) -> dict[st
     }
 
 
+def _deadline(task: _Task) -> float:
+    """When training has to end, so that there is time for the final rollout."""
+    most = task.options.max_time
+    return math.inf if most is None else task.started + most - min(ROLLOUT_SHARE * most + 0.25, 0.5 * most)
+
+
 def _train(
-    training: Training, options: FitOptions, started: float, report: Reporter, metrics_file: MetricsFile
+    task: _Task,
+    training: Training,
+    limits: Limits,
+    saved: SavedRun | None,
+    writer: StateWriter | None,
+    device: torch.device,
 ) -> FitResult:
     """Run the method to one of its limits; its model holds the result."""
-    deadline = math.inf
-    if options.max_time is not None:
-        deadline = started + options.max_time - min(ROLLOUT_SHARE * options.max_time + 0.25, 0.5 * options.max_time)
-    limits = limits_of(training, options, deadline)
+    state = None if saved is None else on_device(saved.state, device)
+    iteration = None if saved is None else saved.state.iteration
+    with MetricsFile.open(task.metrics, task.force, iteration) as metrics_file:
 
-    def each(progress: Progress) -> None:
-        metrics_file.write(progress)
-        report.progress(tick_of(progress, limits))
+        def each(progress: Progress) -> None:
+            metrics_file.write(progress)
+            task.report.progress(tick_of(progress, limits))
 
-    return run(training.method, limits, each, report.should_stop)
+        return run(training.method, limits, each, task.report.should_stop, resume=state, save=writer or keep_nothing)
 
 
 def _require_a_model(training: Training, result: FitResult, report: Reporter) -> None:
@@ -185,8 +370,8 @@ def _require_a_model(training: Training, result: FitResult, report: Reporter) ->
     report.note(f"{reason} after {result.iterations} iterations; the last good model is kept.")
 
 
-def _rollout_seconds(result: FitResult, options: FitOptions, started: float) -> float:
+def _rollout_seconds(task: _Task, result: FitResult) -> float:
     """Time for the final rollouts: what is left of `--max-time`, else as long as training took, at least a while."""
-    if options.max_time is not None:
-        return max(started + options.max_time - time.perf_counter(), 0.1)
+    if task.options.max_time is not None:
+        return max(task.options.max_time - task.seconds, 0.1)
     return max(result.seconds, SHORTEST_ROLLOUT_LIMIT)

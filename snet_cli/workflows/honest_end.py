@@ -15,6 +15,9 @@ from snet_cli.forecasting.rollout import rollout
 from snet_cli.workflows.reporter import Reporter
 from snet_cli.workflows.trained_model import TrainedModel
 
+STOPPED_SECONDS = 0.3
+"""Time that is left for a rollout once the user asks to stop: the model is written, its score can wait."""
+
 
 @dataclass(frozen=True)
 class RolloutScore:
@@ -35,8 +38,15 @@ def rollout_score(
         Time that this may take: a model that explodes must not cost more than its training did. Forecasts that are
         still under way then count as not having reached their end.
     """
-    end = time.perf_counter() + seconds
-    forecast = rollout(trained.forecast_model(device), data, should_stop=lambda: time.perf_counter() > end)
+    end, asked = time.perf_counter() + seconds, False
+
+    def time_is_up() -> bool:
+        nonlocal end, asked
+        if not asked and report.should_stop():
+            end, asked = min(end, time.perf_counter() + STOPPED_SECONDS), True
+        return time.perf_counter() > end
+
+    forecast = rollout(trained.forecast_model(device), data, should_stop=time_is_up)
     if forecast.diverged:
         late = " (its time was up)" if time.perf_counter() > end else ""
         report.note(

@@ -16,15 +16,20 @@ COLUMNS = ("iteration", "residual", "misfit", "total", "held_out", "seconds")
 class MetricsFile:
     """A CSV file that is open during training, or nothing."""
 
-    def __init__(self, stream: TextIO | None) -> None:
+    def __init__(self, stream: TextIO | None, begun: bool = False) -> None:
         self.stream = stream
         self.writer = None if stream is None else csv.writer(stream)
-        if self.writer is not None:
+        if self.writer is not None and not begun:
             self.writer.writerow(COLUMNS)
 
     @classmethod
-    def open(cls, path: str | None, force: bool) -> Self:
+    def open(cls, path: str | None, force: bool, iteration: int | None = None) -> Self:
         """Open the file; an existing one is refused without `force`.
+
+        Parameters
+        ----------
+        iteration : int, optional
+            Where a resumed run goes on: rows of later iterations, which are done again, and a torn one give way.
 
         Raises
         ------
@@ -34,6 +39,8 @@ class MetricsFile:
         if path is None:
             return cls(None)
         try:
+            if iteration is not None and Path(path).exists():
+                return cls(_cut(path, iteration), begun=True)
             return cls(Path(path).open("w" if force else "x", newline="", encoding="utf-8"))
         except FileExistsError:
             raise OutputError(f"{path}: exists already.", "Use --force to overwrite it.") from None
@@ -57,3 +64,23 @@ class MetricsFile:
     ) -> None:
         if self.stream is not None:
             self.stream.close()
+
+
+def _cut(path: str, iteration: int) -> TextIO:
+    """The file, open for appending behind the row of this iteration.
+
+    Raises
+    ------
+    OutputError
+        If it is no file of metrics.
+    """
+    stream = Path(path).open("r+", newline="", encoding="utf-8")
+    head, *rows = stream.read().split("\r\n")
+    if head != ",".join(COLUMNS):
+        stream.close()
+        raise OutputError(f"{path}: exists already, and is no file of metrics.", "Use another name.")
+    kept = [row for row in rows[:-1] if int(row.partition(",")[0]) <= iteration]
+    stream.seek(0)
+    stream.truncate()
+    stream.write("\r\n".join([head, *kept, ""]))
+    return stream

@@ -16,6 +16,7 @@ from snet_cli.data.trajectories import Trajectories
 from snet_cli.spectral.mesh import Mesh
 from snet_cli.training.loop import FitResult, Limits, Progress
 from snet_cli.training.options import FitOptions
+from snet_cli.training.step_zero import StepZero
 from snet_cli.workflows.fit_data import FitData
 from snet_cli.workflows.honest_end import RolloutScore
 from snet_cli.workflows.provenance import history_line, provenance
@@ -30,7 +31,12 @@ SEARCH_SHARE = 0.3
 
 
 def set_up(
-    options: FitOptions, common: CommonOptions, train: Trajectories, device: torch.device, started: float
+    options: FitOptions,
+    common: CommonOptions,
+    train: Trajectories,
+    device: torch.device,
+    started: float,
+    zero: StepZero | None = None,
 ) -> Setup:
     """Step 0, the problem and a new model, on as many threads as the work deserves.
 
@@ -38,9 +44,11 @@ def set_up(
     ----------
     started : float
         Reading of `time.perf_counter` from which `max_time` counts.
+    zero : StepZero, optional
+        Step 0 of the run that goes on.
     """
     set_threads(common.threads, 0)
-    setup = prepare(options, common, train, device, _search_end(options, started))
+    setup = prepare(options, common, train, device, _search_end(options, started), zero)
     set_threads(common.threads, setup.problem.t.numel() * _width(setup))
     return setup
 
@@ -152,7 +160,7 @@ def checkpoint_of(
     device: torch.device,
 ) -> Checkpoint:
     """The trained model with everything that a file keeps of its making."""
-    resolved = _resolved(options, common, setup, training, device)
+    resolved = resolved_options(options, common, setup, training, device)
     record = provenance("fit", resolved, parents=data.parents)
     return to_checkpoint(
         replace(setup.trained, rule=training.rule),
@@ -164,7 +172,7 @@ def checkpoint_of(
     )
 
 
-def _resolved(
+def resolved_options(
     options: FitOptions, common: CommonOptions, setup: Setup, training: Training, device: torch.device
 ) -> dict[str, Any]:
     """All options that can change the result, with what `auto` and unset ones came to."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from typing import NamedTuple
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
 
 import torch
 
@@ -48,10 +48,14 @@ class Training:
         The discretisation, where it is not step 0's.
     notes : tuple of str
         What was decided, and why.
+    choices : tuple of str
+        What training rollouts decided, told even without `--verbose`.
     validation : HeldOut or None
         The validation data as `rule` scores it.
     look_every : int
         Iterations between two looks at held-out data.
+    settled : mapping
+        What building found at a cost or by the clock, JSON-able; a resumed run builds with it (`Ingredients.settled`).
     """
 
     method: Method
@@ -62,19 +66,28 @@ class Training:
     closed_form: bool = False
     mesh: Mesh | None = None
     notes: tuple[str, ...] = ()
+    choices: tuple[str, ...] = ()
     validation: HeldOut | None = None
     look_every: int = HELD_OUT_EVERY
+    settled: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Ingredients:
-    """What every method is built from."""
+    """What every method is built from.
+
+    Attributes
+    ----------
+    settled : mapping
+        `Training.settled` of the run that goes on; empty for a new one.
+    """
 
     setup: Setup
     data: FitData
     options: FitOptions
     common: CommonOptions
     device: torch.device
+    settled: Mapping[str, Any] = field(default_factory=dict)
 
 
 class MethodEntry(NamedTuple):

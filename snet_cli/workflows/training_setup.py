@@ -104,8 +104,16 @@ def prepare(
     data: Trajectories,
     device: torch.device,
     deadline: float = math.inf,
+    zero: StepZero | None = None,
 ) -> Setup:
     """Step 0, the problem on its nodes, and a new model.
+
+    Parameters
+    ----------
+    deadline : float
+        Reading of `time.perf_counter` after which the search for order and elements takes its best so far.
+    zero : StepZero, optional
+        Step 0 where it is known already.
 
     Raises
     ------
@@ -126,7 +134,8 @@ def prepare(
         dtype=dtype,
         source=choice.source,
     ).to(device)
-    zero = fit_step_zero(options, common, data, choice, layout, deadline)
+    if zero is None:
+        zero = fit_step_zero(options, common, data, choice, layout, deadline)
     problem = build_problem(options, data, layout, zero, model.constants, space.inputs, device)
     model.fit_normalization(problem.node_data())
     first = zero.mesh.first_element[:-1]
