@@ -143,9 +143,8 @@ def mesh_between(boundaries: FloatArray, count: IntArray, order: int) -> Mesh:
     """
     first = np.concatenate([[0], np.cumsum(count)]).astype(np.int64)
     if count.size == 0 or count.min() < 1 or boundaries.shape != (first[-1] + count.size,):
-        raise ValueError(
-            f"{boundaries.size} boundaries do not make {count.size} trajectories of {count.sum()} elements"
-        )
+        trajectories = f"{count.sum()} elements in {count.size} trajectories"
+        raise ValueError(f"{boundaries.size} boundaries do not make {trajectories}")
     mesh = Mesh(legendre_basis(order), np.repeat(np.arange(count.size), count), boundaries, first)
     if not (mesh.width > 0).all():
         raise ValueError("element boundaries must be finite and strictly increasing within a trajectory")

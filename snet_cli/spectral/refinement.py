@@ -135,8 +135,8 @@ def unresolved(basis: Basis, rates: FloatArray, width: FloatArray, order: int) -
     """Root mean square, per element and state, of what a series of this order leaves out of ∫ f dt: shape (N, n).
 
     ẋ has degree p - 1, so that the parts of f of degree p and higher have nowhere to go. Integrated over an element of
-    length h, ``∫ ψ_k dt = h / (2 (2k + 1)) (ψ_{k+1} - ψ_{k-1})``: in the orthonormal basis the part of degree k adds
-    ``h / (√2 (2k + 1))`` times its size to x. It is the error that x would have if the equations of degree < p held.
+    length h, ``∫ ψ_k dt = h / (2 (2k + 1)) (ψ_{k+1} - ψ_{k-1})``, whose mean square is known; the parts are added in
+    squares. It is the error that x would have if the equations of degree < p held.
 
     Parameters
     ----------
@@ -151,7 +151,7 @@ def unresolved(basis: Basis, rates: FloatArray, width: FloatArray, order: int) -
     """
     k = np.arange(order, basis.order + 1)
     high = orthonormal_coefficients(basis, rates)[:, order:]
-    gain = width[:, None] / (np.sqrt(2.0) * (2.0 * k + 1.0))
+    gain = 0.5 * width[:, None] * np.sqrt((1 / (2 * k + 3) + 1 / (2 * k - 1)) / (2 * k + 1))
     error: FloatArray = np.sqrt(((gain[:, :, None] * high) ** 2).sum(1))
     return error
 

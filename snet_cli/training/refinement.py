@@ -47,7 +47,7 @@ NOISE_SHARE = 0.02
 """Error of an element, relative to a sample's noise, that nobody can tell: the estimate of a trajectory is wrong by a
 third of the noise, errors add in squares, and an element's own error grows about tenfold along the trajectory."""
 
-RELATIVE = 1e-6
+RELATIVE = 1e-5
 """The same relative to the state's deviation, where there is no noise."""
 
 ROUNDING = 1e-13
