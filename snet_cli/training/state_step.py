@@ -147,12 +147,12 @@ class GradientStep:
         self.grams, self.pull = sample_grams(relaxed), sample_pull(relaxed)
 
     def state(self) -> dict[str, Tensor]:
-        """X."""
-        return {"nodes": self.nodes}
+        """X and the count of evaluations."""
+        return {"nodes": self.nodes, "evaluations": torch.tensor(self.evaluations)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take X over."""
-        self.nodes = state["nodes"]
+        """Take both over."""
+        self.nodes, self.evaluations = state["nodes"], int(state["evaluations"])
 
 
 class GaussNewtonStep:
@@ -185,12 +185,13 @@ class GaussNewtonStep:
         self.grams = sample_grams(relaxed)
 
     def state(self) -> dict[str, Tensor]:
-        """X and the dampings."""
-        return {"nodes": self.nodes, "damping": self.damping}
+        """X, the dampings and the count of evaluations."""
+        return {"nodes": self.nodes, "damping": self.damping, "evaluations": torch.tensor(self.evaluations)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Take X and the dampings over."""
-        self.nodes, self.damping = state["nodes"], state["damping"]
+        """Take them over; steps write into the dampings, so that these are a copy."""
+        self.nodes, self.damping = state["nodes"], state["damping"].clone()
+        self.evaluations = int(state["evaluations"])
 
     def step(self, gamma: float) -> None:
         """Move every trajectory to a smaller J_b, or leave it where it is and damp it more."""
