@@ -42,8 +42,12 @@ class Continuation:
     def __init__(self, gamma: float | None = None) -> None:
         self.gamma = START if gamma is None else gamma
         self.steps = 0
-        self.closed = gamma is not None
+        self.closed = self.fixed = gamma is not None
         self.last_misfit = math.inf
+
+    def reopen(self) -> None:
+        """Go on from this γ: a finer mesh has a smaller discretisation error."""
+        self.closed, self.steps, self.last_misfit = self.fixed, 0, math.inf
 
     def after(self, gain: float, residual: float, tail: float, misfit: float) -> Verdict:
         """What a step at this γ leads to; γ has fallen where the answer is "tighten".

@@ -3,6 +3,7 @@
     warm-up:  L-BFGS on θ with X of step 0 (δ-SNet), as long as a network that knows nothing would only spoil X
     then:     (X, θ) <- (X, θ) + one damped Gauss-Newton step on J = γ(L + ν|θ|²) + R        (`arrow`)
               γ falls when its level has converged, until the ODE holds to the discretisation error (`continuation`)
+    at last:  the mesh is refined where noise would not hide its error, and γ falls further (`refinement`)
 
 A step is taken only where it decreases J. θ's damping falls by 5 after one and rises by 2.5 for each trial that is
 refused, which costs no new elimination ("delayed gratification", Transtrum & Sethna 2012: networks are sloppy models,
@@ -20,11 +21,13 @@ import torch
 from torch import Tensor
 
 from snet_cli.models.base import Model
+from snet_cli.spectral.mesh import Mesh
 from snet_cli.training.arrow import DEFAULT_MEMORY, ArrowProblem, Linearisation, Loss
 from snet_cli.training.continuation import Continuation
 from snet_cli.training.lbfgs import LbfgsStep
 from snet_cli.training.method import Step
 from snet_cli.training.problem import Problem, Residual
+from snet_cli.training.refinement import Gain, Remesher, mesh_from_state, mesh_state
 from snet_cli.training.relaxed import RelaxedProblem, misfit, nodes_of
 from snet_cli.training.relaxed_score import RelaxedScorer
 from snet_cli.training.robust import huber_weight
@@ -65,6 +68,8 @@ class Joint:
         Scores θ on held-out trajectories without solving the ODE.
     threshold : Tensor, shape (d,), optional
         Huber's threshold of each output; squared errors unless given.
+    remesher : Remesher, optional
+        Refines the mesh when the problem on it has converged; the mesh stays unless given.
     memory : int
         Bytes for the arrays of one batch of trajectories.
 
@@ -88,12 +93,14 @@ class Joint:
         prior: float = 0.0,
         held_out: RelaxedScorer | None = None,
         threshold: Tensor | None = None,
+        remesher: Remesher | None = None,
         memory: int = DEFAULT_MEMORY,
     ) -> None:
         self.model, self.scorer, self.threshold = model, held_out, threshold
         self.measured = relaxed.observed.weight
-        self.nodes = nodes_of(problem)
-        self.arrow = ArrowProblem(relaxed, model, self.nodes, prior=prior, memory=memory)
+        self.prior, self.memory = prior, memory
+        self.remesher, self.gain = remesher, Gain()
+        self._use(relaxed, nodes_of(problem))
         self.continuation = Continuation(gamma)
         self.damping, self.state_damping = START_DAMPING, STATE_DAMPING
         self.iteration = self.evaluations = 0
@@ -104,6 +111,15 @@ class Joint:
         if model.solve_in_closed_form(everywhere.node_data()):
             self.warm_up = 0
         self.theta_step = LbfgsStep(model, Residual(everywhere, model))
+
+    def _use(self, relaxed: RelaxedProblem, nodes: Tensor) -> None:
+        self.nodes = self.begun = nodes  # the damping's measure is that of the first X
+        self.arrow = ArrowProblem(relaxed, self.model, nodes, prior=self.prior, memory=self.memory)
+
+    @property
+    def mesh(self) -> Mesh:
+        """The discretisation at this moment."""
+        return self.arrow.relaxed.mesh
 
     @property
     def gamma(self) -> float:
@@ -131,7 +147,7 @@ class Joint:
                 J = before.total(gamma)
                 gain = (J - after.total(gamma)) / J if J > 0 else 0.0
                 verdict = self.continuation.after(gain, after.residual, after.tail, after.misfit)
-                self.outcome = "converged" if verdict == "converged" else None
+                self.outcome = "converged" if verdict == "converged" and not self._refine() else None
             before = after
         total = math.nan if self.outcome == "not-finite" else before.total(gamma)
         return Step(before.residual, before.misfit, total)
@@ -173,6 +189,17 @@ class Joint:
         self.state_damping = STATE_DAMPING
         return self._end("damping-at-limit" if self.damping >= MOST_DAMPING else "stalled", None, before)
 
+    def _refine(self) -> bool:
+        """Go on on a finer mesh where the series asks for one; returns whether it does."""
+        if self.remesher is None:
+            return False
+        plan, relaxed, nodes = self.remesher.refine(self.arrow.relaxed, self.nodes, self.gain)
+        self.gain = plan.gain
+        if not plan.done:
+            self._use(relaxed, nodes)
+            self.continuation.reopen()
+        return not plan.done
+
     def _end(self, outcome: Outcome, failure: str | None, at: Loss) -> Loss:
         self.outcome, self.failure = outcome, failure
         return at
@@ -184,11 +211,19 @@ class Joint:
         progress += [level.gamma, level.steps, level.closed, level.last_misfit]
         progress += [-1 if self.outcome is None else outcomes.index(self.outcome)]
         saved = {"nodes": self.nodes, "progress": torch.tensor(progress, dtype=torch.float64)}
+        saved |= {f"mesh.{name}": value for name, value in mesh_state(self.mesh).items()}
+        saved["mesh.begun"] = self.begun
+        saved["gain"] = torch.tensor(self.gain, dtype=torch.float64)
         return saved | {f"theta.{name}": value for name, value in self.theta_step.state().items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned, on a model with the θ of that moment."""
+        if self.remesher is not None:
+            mesh = mesh_from_state({k.removeprefix("mesh."): v for k, v in state.items() if k.startswith("mesh.")})
+            begun = state["mesh.begun"].clone()
+            self._use(self.remesher.rebuild(self.arrow.relaxed, mesh, begun), begun)
         self.nodes = state["nodes"].clone()
+        self.gain = Gain(float(state["gain"][0]), int(state["gain"][1]))
         counts, level = state["progress"].tolist(), self.continuation
         self.iteration, self.evaluations = int(counts[0]), int(counts[1])
         self.damping, self.state_damping = counts[2], counts[3]

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -67,6 +67,35 @@ ORDER_GROWTH = 4 / 3
 
 MOSTLY = 0.5
 """Share of the marked elements that must be smooth for the order to rise."""
+
+
+class Remeshed(NamedTuple):
+    """A plan carried out.
+
+    Attributes
+    ----------
+    plan : Refinement
+    relaxed : RelaxedProblem
+        On the new mesh, in the old scales; the old one where the plan is done.
+    nodes : Tensor, shape (N', P', n)
+        The series on it.
+    """
+
+    plan: Refinement
+    relaxed: RelaxedProblem
+    nodes: Tensor
+
+
+class Remesher(Protocol):
+    """What a method calls to go on on a finer mesh; only workflows know the data that problems are built from."""
+
+    def refine(self, relaxed: RelaxedProblem, nodes: Tensor, before: Gain) -> Remeshed:
+        """Judge the mesh by its converged series, and refine it where that is worth it."""
+        ...
+
+    def rebuild(self, relaxed: RelaxedProblem, mesh: Mesh, nodes: Tensor) -> RelaxedProblem:
+        """The problem on another mesh, in the scales of `relaxed`."""
+        ...
 
 
 class Gain(NamedTuple):

@@ -12,6 +12,7 @@ from snet_cli.training.options import FitOptions
 from snet_cli.training.relaxed import RelaxedProblem, channel_scale, known_noise, known_start_mask, relax
 from snet_cli.training.robust import as_tensor
 from snet_cli.workflows.build_alpha import is_exact, refined
+from snet_cli.workflows.remesh import DataRemesher
 from snet_cli.workflows.training_plan import (
     Ingredients,
     MethodEntry,
@@ -24,8 +25,12 @@ from snet_cli.workflows.training_plan import (
 
 FloatArray = NDArray[np.float64]
 
-JOINT_ITERATIONS = 100
-"""Iterations, the warm-up's ten among them: seven or eight levels of γ take two to eight each, the last one more."""
+JOINT_ITERATIONS = 200
+"""Iterations, the warm-up's ten among them: eight levels of γ take two to eight each, each refinement twenty more."""
+
+UNKNOWNS_PER_SAMPLE = 2.0
+"""Unknowns per state and sample time that refinement may reach: under the exact constraint X has no freedom of its own,
+and a kink between two samples needs elements that are smaller than their distance."""
 
 SCORE_GAMMA = 1e-4
 """γ of the held-out score: so small that X has to obey the model, as in a rollout from the best initial state. At γ
@@ -53,6 +58,7 @@ def _build(parts: Ingredients) -> Training:
     rule = relaxed_rule(parts, problem, SCORE_GAMMA if options.gamma == "auto" else options.gamma, free=free)
     validation = validation_of(parts, rule)
     memory = parts.common.max_memory
+    automatic = options.order == options.elements == "auto"
     method = Joint(
         problem,
         relaxed,
@@ -61,6 +67,7 @@ def _build(parts: Ingredients) -> Training:
         prior=_prior(relaxed, noise) if options.prior == "auto" else options.prior,
         held_out=None if validation is None else validation.scorer(),
         threshold=None if zero.threshold is None else as_tensor(zero.threshold, parts.device),
+        remesher=DataRemesher(parts, channels, UNKNOWNS_PER_SAMPLE) if automatic else None,
         memory=DEFAULT_MEMORY if memory is None else int(MEMORY_SHARE * memory),
     )
     return Training(method, rule, iteration_limit(options, JOINT), mesh=zero.mesh, validation=validation)

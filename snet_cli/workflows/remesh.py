@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -14,11 +14,10 @@ from snet_cli.models.base import Model
 from snet_cli.spectral.mesh import Mesh
 from snet_cli.spectral.refinement import prolong
 from snet_cli.training.node_inputs import jump_times
-from snet_cli.training.problem import Problem
 from snet_cli.training.refinement import (
     Gain,
     RateFunction,
-    Refinement,
+    Remeshed,
     plan_refinement,
     state_noise,
     state_sizes,
@@ -34,26 +33,8 @@ CHUNK_POINTS = 100_000
 """Points at which f is evaluated at a time: tens of megabytes of activations."""
 
 
-@dataclass(frozen=True)
-class Remeshed:
-    """A refinement carried out.
-
-    Attributes
-    ----------
-    plan : Refinement
-    relaxed : RelaxedProblem
-        On the new mesh, in the old scales.
-    nodes : Tensor, shape (N', P', n)
-        The series on it.
-    """
-
-    plan: Refinement
-    relaxed: RelaxedProblem
-    nodes: Tensor
-
-
-class Remesher:
-    """Judges and refines the mesh of the training data.
+class DataRemesher:
+    """The `Remesher` of the training data.
 
     Parameters
     ----------
@@ -88,10 +69,10 @@ class Remesher:
             return Remeshed(plan, relaxed, nodes)
         mesh = plan.mesh(relaxed.mesh, self.jumps)
         finer = torch.from_numpy(prolong(relaxed.mesh, values, mesh)).to(nodes.device)
-        return Remeshed(plan, self.rebuild(relaxed, mesh, finer)[1], finer)
+        return Remeshed(plan, self.rebuild(relaxed, mesh, finer), finer)
 
-    def rebuild(self, relaxed: RelaxedProblem, mesh: Mesh, nodes: Tensor) -> tuple[Problem, RelaxedProblem]:
-        """Both problems on another mesh with these node values, every element counting, in the scales of `relaxed`."""
+    def rebuild(self, relaxed: RelaxedProblem, mesh: Mesh, nodes: Tensor) -> RelaxedProblem:
+        """The problem on another mesh with these node values, every element counting, in the scales of `relaxed`."""
         parts = self.parts
         everywhere = np.ones(mesh.elements, bool)
         zero = replace(
@@ -99,7 +80,7 @@ class Remesher:
         )
         problem = replace(problem_of(parts, parts.data.train, zero), scale=relaxed.scale)
         known = relaxed.known_start.cpu().numpy()
-        return problem, relax(problem, parts.data.train, self.channels, known_start=known)
+        return relax(problem, parts.data.train, self.channels, known_start=known)
 
 
 def rate_function(model: Model, data: Trajectories, inputs: tuple[str, ...], device: torch.device) -> RateFunction:

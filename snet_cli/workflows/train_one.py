@@ -146,7 +146,9 @@ def with_estimates(setup: Setup, training: Training) -> Setup:
 
 def mesh_of(setup: Setup, training: Training) -> Mesh:
     """The discretisation that the method used."""
-    return setup.step_zero.mesh if training.mesh is None else training.mesh
+    begun = setup.step_zero.mesh if training.mesh is None else training.mesh
+    found: Mesh = getattr(training.method, "mesh", begun)  # of methods that refine it
+    return found
 
 
 def checkpoint_of(
