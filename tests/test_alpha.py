@@ -10,8 +10,9 @@ from snet_cli.models.options import MlpOptions
 from snet_cli.models.registry import build_model
 from snet_cli.spectral.fitting import Samples, fit_series
 from snet_cli.spectral.mesh import build_mesh
-from snet_cli.training.alpha import Alpha, perturbation
+from snet_cli.training.alpha import SETTLED_FOR, Alpha, perturbation
 from snet_cli.training.alpha_options import ALPHA_PAPER_PRESET, AlphaOptions, StateStepOptions
+from snet_cli.training.gamma import NoiseLevelGamma
 from snet_cli.training.loop import Limits, run
 from snet_cli.training.node_inputs import inputs_at_nodes
 from snet_cli.training.observation import guess_states
@@ -162,6 +163,52 @@ def _error_of(alpha, data):
     truth = spirals(30, 60)
     series = alpha.problem.mesh.evaluate(alpha.nodes.numpy(), truth.trajectory_of_row(), truth.time)
     return float(np.sqrt(np.mean((series - truth.outputs) ** 2)))
+
+
+def test_it_stops_where_j_no_longer_falls_and_gamma_has_found_the_noise():
+    data = sparse(spirals(20, 60, noise=0.05), 0.5)
+    fixed = alpha_on(data, true_spiral(), options=AlphaOptions(warm_up=0), order=14, elements=1)
+    result = run(fixed, Limits(iterations=100))
+    assert (result.status, result.iterations < 40) == ("converged", True)
+    total = result.last.total
+    for _ in range(20):
+        total = fixed.step().total
+    assert total > 0.99 * result.last.total  # and rightly so
+    wrong = alpha_on(data, true_spiral(), options=AlphaOptions(warm_up=0), order=14, elements=1)
+    wrong.gamma_rule = NoiseLevelGamma(2.0 * result.last.misfit)
+    for _ in range(SETTLED_FOR):
+        wrong.step()
+    assert wrong.outcome is None
+
+
+def test_the_weights_warm_up_while_the_residual_still_falls():
+    data = spirals(6, 60, noise=0.05)
+    alpha = alpha_on(data, network(data), options=AlphaOptions(warm_up=60), order=6, elements=1)
+    moved = []
+    for _ in range(60):
+        alpha.step()
+        moved.append(alpha.states.evaluations)
+    assert moved[0] == 0
+    assert 0 < moved[-1] < 60
+
+
+def test_noise_gives_the_weights_a_prior_and_keeps_them_small():
+    data = spirals(4, 40, noise=0.1)
+    plain, wary = (alpha_on(data, network(data), gamma=2.0, order=6, elements=1) for _ in range(2))
+    wary.noise = 0.3
+    samples = plain.relaxed.observed.trajectory.numel()
+
+    def size_of(alpha):
+        return torch.nn.utils.parameters_to_vector(alpha.model.parameters()).detach().square().sum().item()
+
+    size = size_of(plain)
+    added = wary._loss() - plain._loss()
+    assert added.item() == pytest.approx(2.0 * 0.3 / samples * size)
+    wary.noise = 1e3
+    for alpha in (plain, wary):
+        for _ in range(3):
+            alpha.step()
+    assert size_of(wary) < 0.1 * size < size_of(plain)
 
 
 def test_a_linear_model_is_solved_in_closed_form_in_every_iteration():

@@ -8,7 +8,15 @@ from snet_cli.spectral.mesh import build_mesh
 from snet_cli.training.alpha import Alpha
 from snet_cli.training.alpha_mesh import refine_for_alpha
 from snet_cli.training.alpha_options import AlphaOptions
-from snet_cli.training.gamma import NoiseLevelGamma, choose_by_held_out, estimated_noise, noise_misfit, split_samples
+from snet_cli.training.gamma import (
+    NoiseLevelGamma,
+    choose_by_held_out,
+    estimated_noise,
+    mean_square_noise,
+    misfit_deviation,
+    noise_misfit,
+    split_samples,
+)
 from snet_cli.training.gamma_search import plan_gamma, search_gamma
 from snet_cli.training.method_choice import choose_method
 from snet_cli.training.options import ThetaStepOptions
@@ -54,6 +62,16 @@ def test_only_dense_well_conditioned_noisy_data_tells_its_noise():
     assert estimated_noise(np.array([0.1, np.nan]), 5.0, deviation, 2.0) is None
 
 
+def test_the_scatter_of_the_misfit_is_that_of_a_chi_square():
+    _, _, relaxed, _ = relaxed_spirals(4, missing=0.0)
+    sigma = np.array([0.1, 0.1]) / np.sqrt(relaxed.observed.channel.numpy())  # the same (σ / c)² in both channels
+    assert misfit_deviation(relaxed, sigma) == pytest.approx(np.sqrt(2.0 / relaxed.observed.values.numel()))
+    assert misfit_deviation(relaxed, np.zeros(2)) == 0.0
+    assert mean_square_noise(relaxed, sigma) == pytest.approx(0.01 * relaxed.observed.trajectory.numel())
+    rule = NoiseLevelGamma(1.0, deviation=0.02)
+    assert [rule.arrived(value) for value in (0.97, 1.03, 0.94, 1.06)] == [True, True, False, False]
+
+
 def test_held_out_samples_are_taken_from_the_others_and_never_the_first_of_a_trajectory():
     _, _, relaxed, _ = relaxed_spirals(6)
     kept, held = split_samples(relaxed, 0.3, seed=0)
@@ -65,24 +83,26 @@ def test_held_out_samples_are_taken_from_the_others_and_never_the_first_of_a_tra
 
 
 def test_the_plan_of_gamma_says_what_decided():
-    _, _, relaxed, _ = relaxed_spirals(2)
-    noise = np.array([0.1, 0.1])
+    _, _, relaxed, nodes = relaxed_spirals(2)
+    noise = np.array([0.4, 0.4])
 
     def never():
         raise AssertionError("no search is needed")
 
-    fixed = plan_gamma(0.3, relaxed, stated=noise, estimated=None, search=never)
+    fixed = plan_gamma(0.3, relaxed, nodes, stated=noise, estimated=None, search=never)
     assert (fixed.gamma, fixed.reason) == (0.3, "gamma 0.3 as asked for.")
-    stated = plan_gamma("auto", relaxed, stated=noise, estimated=3 * noise, search=never)
+    stated = plan_gamma("auto", relaxed, nodes, stated=noise, estimated=3 * noise, search=never)
     assert isinstance(stated.gamma, NoiseLevelGamma)
     assert "stated in the file" in stated.reason
-    seen = plan_gamma("auto", relaxed, stated=None, estimated=3 * noise, search=never)
+    seen = plan_gamma("auto", relaxed, nodes, stated=None, estimated=3 * noise, search=never)
     assert seen.gamma.target == pytest.approx(9 * stated.gamma.target)
-    exact = plan_gamma("auto", relaxed, stated=None, estimated=None, search=never, exact=True)
-    assert exact == (3.0, "gamma 3: step 0 is so exact that the misfit is no noise.")
+    unfit = plan_gamma("auto", relaxed, nodes, stated=1e-6 * noise, estimated=None, search=never)
+    assert unfit.gamma.target == misfit(relaxed, nodes).sum()  # no γ brings L below what a free series leaves
     errors = {30.0: 2.0, 3.0: 1.0, 0.3: 1.5, 0.03: float("nan")}
-    found = plan_gamma("auto", relaxed, stated=None, estimated=None, search=lambda: choose_by_held_out(errors.get))
-    assert found.gamma == 3.0
+    found = plan_gamma(
+        "auto", relaxed, nodes, stated=None, estimated=None, search=lambda: choose_by_held_out(errors.get)
+    )
+    assert (found.gamma, found.noise) == (3.0, 1.0)
     assert found.reason == "gamma 3 by held-out samples (error 2 at 30, 1 at 3, 1.5 at 0.3, inf at 0.03)."
 
 
@@ -151,10 +171,11 @@ def test_dense_exact_data_is_left_to_delta_and_every_other_test_says_alpha():
     ("chosen", "samples", "refined"),
     [
         ((4, 2), 25, (12, 2)),
-        ((17, 1), 100, (18, 3)),
+        ((17, 1), 60, (18, 3)),
         ((10, 1), 11, (10, 1)),
         ((10, 1), 6, (10, 1)),
-        ((8, 1), 1000, (13, 2)),
+        ((8, 1), 30, (13, 2)),
+        ((8, 1), 1000, (8, 1)),  # so many samples average the noise away
     ],
 )
 def test_alphas_mesh_is_finer_but_never_finer_than_the_samples(chosen, samples, refined):

@@ -26,8 +26,14 @@ from snet_cli.training.problem import Problem, Residual
 from snet_cli.training.relaxed import RelaxedProblem, misfit, nodes_of
 from snet_cli.training.relaxed_score import RelaxedScorer
 from snet_cli.training.robust import huber_weight
-from snet_cli.training.state_step import DEFAULT_MEMORY, build_state_step
-from snet_cli.training.theta_step import AdamStep, ThetaStep, build_theta_step
+from snet_cli.training.state_step import DEFAULT_MEMORY, GradientStep, build_state_step
+from snet_cli.training.theta_step import ThetaStep, build_theta_step
+
+WARM_GAIN = 0.01
+"""Relative fall of R in one iteration below which the weights know what the series of step 0 can teach them."""
+
+SETTLED_GAIN, SETTLED_FOR = 1e-4, 10
+"""Relative fall of J in one iteration, at its γ, that no forecast shows; and for how many iterations in a row."""
 
 
 class Alpha:
@@ -48,6 +54,11 @@ class Alpha:
         Scores θ on held-out trajectories without solving the ODE.
     threshold : Tensor, shape (d,), optional
         Huber's threshold of each output; squared errors unless given.
+    prior : float
+        λ of a Gaussian prior on θ: a θ-step descends on R + λ|θ|². Zero in the paper.
+    noise : float
+        Mean square of the noise in units of c. It adds γ noise / K to λ, so that J + λ|θ|² is, up to a factor, the
+        negative log posterior under weights of standard deviation one (MacKay 1992). Zero in the paper.
     seed : int
         Keys the perturbation of the initial trajectories.
     memory : int
@@ -71,6 +82,8 @@ class Alpha:
         gamma: float | NoiseLevelGamma = 3.0,
         held_out: RelaxedScorer | None = None,
         threshold: Tensor | None = None,
+        prior: float = 0.0,
+        noise: float = 0.0,
         seed: int = 0,
         memory: int = DEFAULT_MEMORY,
     ) -> None:
@@ -79,8 +92,12 @@ class Alpha:
         self.gamma = gamma.value if isinstance(gamma, NoiseLevelGamma) else gamma
         self.scorer = held_out
         self.threshold = threshold
+        self.prior, self.noise = prior, noise
         self.measured = relaxed.observed.weight
         self.iteration = 0
+        self.warming = options.warm_up > 0
+        self.quiet = 0  # iterations in a row in which J hardly fell
+        self.last = Step(float("inf"), float("inf"), float("inf"))
         nodes = nodes_of(problem) + perturbation(relaxed, options.perturbation, seed)
         self.states = build_state_step(
             options.state_step, relaxed, model, nodes, own=options.own_descent, memory=memory
@@ -88,6 +105,18 @@ class Alpha:
         self.residual = Residual(self._problem_at(nodes), model)
         self.closed_form = model.solve_in_closed_form(self._problem_at(nodes).node_data())
         self.theta: ThetaStep | None = None if self.closed_form else build_theta_step(theta, model, self._loss)
+        self.warming = self.warming and self.theta is not None
+
+    @property
+    def outcome(self) -> str | None:
+        """Why further iterations gain nothing, where they do: J no longer falls, and γ is where its rule wants it.
+
+        Steepest descent creeps, so that a small gain says nothing there.
+        """
+        arrived = self.gamma_rule is None or self.gamma_rule.arrived(self.last.misfit)
+        if self.quiet < SETTLED_FOR or not arrived or isinstance(self.states, GradientStep):
+            return None
+        return f"J has fallen by less than {SETTLED_GAIN:g} of itself in each of {SETTLED_FOR} iterations."
 
     @property
     def evaluations(self) -> int:
@@ -102,15 +131,21 @@ class Alpha:
     def step(self) -> Step:
         """One iteration: N_x steps on x, then N_t on θ; θ alone while it warms up."""
         self.iteration += 1
-        if self.iteration > self.options.warm_up or self.closed_form:
+        if not self.warming:
             self._move_states()
         residual = self._move_theta()
         error = float(misfit(self.relaxed, self.nodes).sum())
-        if self.gamma_rule is not None and self.iteration > self.options.warm_up:
-            total = self.gamma * error + residual
-            self.gamma = self.gamma_rule.update(error)
-            return Step(residual, error, total)
-        return Step(residual, error, self.gamma * error + residual)
+        now = Step(residual, error, self.gamma * error + residual)
+        if self.warming:
+            gained = self.last.residual - residual > WARM_GAIN * residual
+            self.warming = gained and self.iteration < self.options.warm_up
+        else:
+            before = self.gamma * self.last.misfit + self.last.residual
+            self.quiet = self.quiet + 1 if abs(before - now.total) <= SETTLED_GAIN * now.total else 0
+            if self.gamma_rule is not None:
+                self.gamma = self.gamma_rule.update(error)
+        self.last = now
+        return now
 
     def held_out(self) -> Tensor | None:
         """J of the held-out trajectories at the scorer's γ, their X minimising Eq. 4 with θ fixed (Sec. 7)."""
@@ -138,13 +173,19 @@ class Alpha:
                 self.theta.gradient = None  # R changed with x; the curvature pairs stay a good guess
             for _ in range(self.options.theta_steps):
                 value = self.theta.step()
-        if self.theta is None or isinstance(self.theta, AdamStep):
+        if self._prior() > 0 or not isinstance(self.theta, LbfgsStep):
             with torch.no_grad():
                 value = float(self.residual())
         return value
 
     def _loss(self) -> Tensor:
-        return self.residual()
+        prior = self._prior()
+        if prior == 0:
+            return self.residual()
+        return self.residual() + prior * torch.stack([(p * p).sum() for p in self.model.parameters()]).sum()
+
+    def _prior(self) -> float:
+        return self.prior + self.gamma * self.noise / max(self.relaxed.observed.trajectory.numel(), 1)
 
     def _problem_at(self, nodes: Tensor) -> Problem:
         """The problem on the current X; every element counts, those in gaps too."""
@@ -158,7 +199,8 @@ class Alpha:
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs beside θ and the options: X, dampings, γ, the optimiser's memory."""
         saved = {f"states.{name}": value for name, value in self.states.state().items()}
-        saved["progress"] = torch.tensor([float(self.iteration), self.gamma], dtype=torch.float64)
+        progress = [float(self.iteration), self.gamma, float(self.warming), float(self.quiet), *self.last]
+        saved["progress"] = torch.tensor(progress, dtype=torch.float64)
         if self.theta is not None:
             saved |= {f"theta.{name}": value for name, value in self.theta.state().items()}
         if self.scorer is not None:
@@ -170,7 +212,8 @@ class Alpha:
         self.states.restore({k.removeprefix("states."): v for k, v in state.items() if k.startswith("states.")})
         if self.scorer is not None:
             self.scorer.nodes = state["held_out.nodes"]
-        self.iteration, self.gamma = int(state["progress"][0]), float(state["progress"][1])
+        iteration, self.gamma, warming, quiet, *last = state["progress"].tolist()
+        self.iteration, self.warming, self.quiet, self.last = int(iteration), bool(warming), int(quiet), Step(*last)
         if self.gamma_rule is not None:
             self.gamma_rule.value = self.gamma
         if self.theta is not None:

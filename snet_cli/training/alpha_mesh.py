@@ -11,6 +11,9 @@ from __future__ import annotations
 MOST_REFINED = 3.0
 """Unknowns of the series, relative to what step 0 chose: below that, more of them only cost time."""
 
+ENOUGH_SAMPLES = 4.0
+"""Samples per unknown from which step 0's choice stands: they average the noise below what its series leaves out."""
+
 HIGHEST_ORDER = 24
 """Orders beyond this on one element gain nothing that more elements do not gain more cheaply."""
 
@@ -33,9 +36,9 @@ def refine_for_alpha(order: int, elements: int, samples: int, *, exact: bool = F
     order, elements : int
         At most one unknown per sample and three times those of step 0, and never fewer than step 0's.
     """
-    if exact:
-        return order, elements
     unknowns = order * elements + 1
+    if exact or samples >= ENOUGH_SAMPLES * unknowns:
+        return order, elements
     wanted = max(unknowns, min(samples, int(MOST_REFINED * unknowns)))
     refined = max(order, round((wanted - 1) / elements))
     if refined <= HIGHEST_ORDER:

@@ -40,9 +40,9 @@ class AlphaOptions(BaseModel):
         default=10, description="N_t: steps on the weights in each iteration (`theta_step.steps`)."
     )
     warm_up: Annotated[int, Field(ge=0)] = Field(
-        default=20,
-        description="Iterations that move the weights alone, as δ-SNet does: a network that knows nothing would only "
-        "pull the trajectories away from the data. 0 in the paper's preset.",
+        default=60,
+        description="Most iterations that move the weights alone, as δ-SNet does, while R still falls: a network that "
+        "knows nothing would only pull the trajectories away from the data. 0 in the paper's preset.",
     )
     perturbation: Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         default=0.0,

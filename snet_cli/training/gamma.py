@@ -27,6 +27,9 @@ START, LEAST, MOST = 3.0, 1e-4, 1e4
 MOST_CHANGE = 1.5
 """Factor by which γ may change in one iteration: θ has to follow."""
 
+CLOSE = 0.01
+"""Relative distance from the noise level, itself an estimate, below which γ need not move on."""
+
 CANDIDATES = (30.0, 3.0, 0.3, 0.03)
 """Values tried where the noise level is unknown."""
 
@@ -43,11 +46,17 @@ class NoiseLevelGamma:
         L that the noise alone would leave.
     value : float
         γ at first.
+    deviation : float
+        Relative standard deviation of L under that noise: two of them cannot be told from the target.
     """
 
-    def __init__(self, target: float, value: float = START) -> None:
-        self.target = target
-        self.value = value
+    def __init__(self, target: float, value: float = START, *, deviation: float = 0.0) -> None:
+        self.target, self.value, self.deviation = target, value, deviation
+
+    def arrived(self, misfit: float) -> bool:
+        """Whether L is at the noise level as far as its own scatter shows, or γ at one of its bounds."""
+        near = abs(misfit - self.target) <= max(2.0 * self.deviation, CLOSE) * self.target
+        return near or not LEAST < self.value < MOST
 
     def update(self, misfit: float) -> float:
         """Move γ by (L / target), within bounds; L above the noise level asks for more weight on it."""
@@ -67,6 +76,21 @@ def noise_misfit(relaxed: RelaxedProblem, noise: FloatArray) -> float:
     values = max(int(per_channel.sum()), 1)
     free = int((~relaxed.known_start).sum())
     return expected * max(1.0 - free / values, 0.5)
+
+
+def misfit_deviation(relaxed: RelaxedProblem, noise: FloatArray) -> float:
+    """Relative standard deviation of L under Gaussian noise of these levels (d,): squares scatter by √2 each."""
+    seen = relaxed.observed
+    per_channel = (seen.weight > 0).sum(0).cpu().numpy()
+    mean_square = noise**2 * seen.channel.cpu().numpy()
+    expected = float((per_channel * mean_square).sum())
+    return float(np.sqrt(2.0 * (per_channel * mean_square**2).sum())) / expected if expected > 0 else 0.0
+
+
+def mean_square_noise(relaxed: RelaxedProblem, noise: FloatArray) -> float:
+    """Mean of (σ / c)² over the channels, from noise levels (d,)."""
+    seen = relaxed.observed
+    return float(np.mean(noise**2 * seen.channel.cpu().numpy())) * seen.trajectory.numel()
 
 
 def estimated_noise(

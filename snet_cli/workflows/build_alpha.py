@@ -5,22 +5,27 @@ from __future__ import annotations
 from dataclasses import replace
 
 import numpy as np
+from numpy.typing import NDArray
 
 from snet_cli.data.trajectories import Trajectories
+from snet_cli.models.base import Model
 from snet_cli.spectral.fitting import channel_scales
 from snet_cli.training.alpha import Alpha
 from snet_cli.training.alpha_mesh import refine_for_alpha
 from snet_cli.training.alpha_options import ALPHA_PAPER_ITERATIONS, AlphaOptions
 from snet_cli.training.gamma import NoiseLevelGamma, estimated_noise
-from snet_cli.training.gamma_search import plan_gamma, search_gamma
+from snet_cli.training.gamma_search import GammaPlan, plan_gamma, search_gamma
 from snet_cli.training.loop import HELD_OUT_EVERY
 from snet_cli.training.method_choice import EXACT, samples_per_unknown
 from snet_cli.training.options import FitOptions
-from snet_cli.training.relaxed import channel_scale, known_noise, known_start_mask, relax
-from snet_cli.training.relaxed_score import REFERENCE_GAMMA
+from snet_cli.training.problem import Problem
+from snet_cli.training.relaxed import channel_scale, known_noise, known_start_mask, nodes_of, relax
+from snet_cli.training.relaxed_score import REFERENCE_GAMMA, RelaxedScorer
 from snet_cli.training.robust import as_tensor
+from snet_cli.training.starts import free_states
 from snet_cli.training.step_zero import StepZero
 from snet_cli.workflows.held_out import HeldOut
+from snet_cli.workflows.multi_start import HIDDEN_PRIOR, Begun, begin_with_hidden_states
 from snet_cli.workflows.training_plan import (
     Ingredients,
     MethodEntry,
@@ -54,7 +59,9 @@ def _build(parts: Ingredients) -> Training:
     zero = refined(parts, exact)
     problem = problem_of(parts, data.train, zero)
     stated = known_noise(data.train.noise_std, setup.layout.outputs)
-    channels = channel_scale(data.train.outputs, stated, scaled=options.scaled)
+    estimated = _estimated_noise(parts, exact)
+    weighing = estimated if stated is None and not exact else stated
+    channels = channel_scale(data.train.outputs, weighing, scaled=options.scaled)
     known = None if free else known_start_mask(data.train, setup.layout.states)[0]
     relaxed = relax(problem, data.train, channels, known_start=known)
     alpha_options = AlphaOptions(
@@ -65,45 +72,89 @@ def _build(parts: Ingredients) -> Training:
         own_descent=paper,
     )
     model, seed = setup.trained.model, stream(parts.common.seed, STREAM_PERTURBATION)
-    plan = plan_gamma(
-        options.gamma,
-        relaxed,
-        stated=stated,
-        estimated=estimated_noise(
-            setup.step_zero.noise,
-            float(samples_per_unknown(setup.step_zero.mesh, data.train).min()),
-            channel_scales(data.train.outputs)[1],
-            setup.step_zero.condition,
-        ),
-        search=lambda: search_gamma(problem, relaxed, model, alpha_options, options.theta_step, seed=seed),
-        exact=exact,
-    )
+    several = bool(free_states(setup.layout)) and not paper
+    automatic = options.prior == "auto" and not several  # λ follows the noise
+    prior = (HIDDEN_PRIOR if several else 0.0) if options.prior == "auto" else options.prior
+
+    def make(
+        problem: Problem,
+        model: Model,
+        gamma: float | NoiseLevelGamma,
+        held_out: RelaxedScorer | None = None,
+        noise: float = 0.0,
+    ) -> Alpha:
+        return Alpha(
+            problem,
+            replace(relaxed, scale=problem.scale),
+            model,
+            alpha_options,
+            options.theta_step,
+            gamma=gamma,
+            held_out=held_out,
+            threshold=None if zero.threshold is None else as_tensor(zero.threshold, parts.device),
+            prior=prior,
+            noise=noise,
+            seed=seed,
+        )
+
+    begun: Begun | None = None
+    if several:
+        begun, reason = begin_with_hidden_states(parts, zero, make, iteration_limit(options, ALPHA))
+        problem, plan = begun.problem, GammaPlan(begun.gamma, reason)
+        model.load_state_dict(begun.model.state_dict())
+    else:
+        plan = plan_gamma(
+            options.gamma,
+            relaxed,
+            nodes_of(problem),
+            stated=stated,
+            estimated=estimated,
+            search=lambda: search_gamma(
+                problem,
+                relaxed,
+                model,
+                alpha_options,
+                options.theta_step,
+                prior=prior,
+                noise=_mean_square(setup.step_zero.noise / channels) if automatic else 0.0,
+                seed=seed,
+            ),
+        )
     gamma = REFERENCE_GAMMA if isinstance(plan.gamma, NoiseLevelGamma) else plan.gamma
-    rule = relaxed_rule(parts, problem, gamma, free=free)
+    rule = replace(relaxed_rule(parts, problem, gamma, free=free), channel_scale=tuple(channels.tolist()))
     validation = validation_of(parts, rule)
-    method = Alpha(
-        problem,
-        relaxed,
-        model,
-        alpha_options,
-        options.theta_step,
-        gamma=plan.gamma,
-        held_out=None if validation is None else validation.scorer(),
-        threshold=None if zero.threshold is None else as_tensor(zero.threshold, parts.device),
-        seed=seed,
+    method = make(
+        problem, model, plan.gamma, None if validation is None else validation.scorer(), plan.noise * automatic
     )
+    if begun is not None:
+        method.restore(begun.state)
     return Training(
         method,
         rule,
         iteration_limit(options, ALPHA),
         mesh=zero.mesh,
-        notes=(plan.reason,),
+        notes=() if several else (plan.reason,),
+        choices=(plan.reason,) if several else (),
         validation=validation,
         look_every=HELD_OUT_EVERY if validation is None else look_every(_cost_of_score(validation, zero)),
     )
 
 
 ALPHA = MethodEntry(_build, _iterations)
+
+
+def _estimated_noise(parts: Ingredients, exact: bool) -> NDArray[np.float64] | None:
+    """The noise that step 0 shows, where it is exact or the data dense; else None."""
+    zero, outputs = parts.setup.step_zero, parts.data.train.outputs
+    if exact:
+        return zero.noise
+    ratio = float(samples_per_unknown(zero.mesh, parts.data.train).min())
+    return estimated_noise(zero.noise, ratio, channel_scales(outputs)[1], zero.condition)
+
+
+def _mean_square(errors: NDArray[np.float64]) -> float:
+    """Of held-out errors in units of c; 1, as if nothing were known, where none was held out."""
+    return float(np.mean(errors**2)) if np.isfinite(errors).all() else 1.0
 
 
 def _cost_of_score(validation: HeldOut, zero: StepZero) -> float:
