@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import copy
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -16,10 +19,24 @@ from snet_cli.spectral.refinement import (
     refine_mesh,
     unresolved,
 )
-from snet_cli.training.refinement import Gain, mesh_from_state, mesh_state, plan_refinement, state_noise, state_sizes
+from snet_cli.training.joint import Joint
+from snet_cli.training.node_inputs import inputs_at_nodes
+from snet_cli.training.problem import assemble_problem
+from snet_cli.training.refinement import (
+    Gain,
+    Refinement,
+    Remeshed,
+    mesh_from_state,
+    mesh_state,
+    plan_refinement,
+    state_noise,
+    state_sizes,
+)
+from snet_cli.training.relaxed import channel_scale, relax
 from snet_cli.training.state_layout import lay_out_states
 from tests.alpha_cases import relaxed_spirals
 from tests.refinement_cases import KNOTS, Case, Driven, Rubbing
+from tests.training_cases import network
 
 
 def uneven(order=4):
@@ -247,3 +264,62 @@ def test_a_mesh_survives_being_saved():
     assert again.basis.order == 6
     assert (again.boundaries == mesh.boundaries).all()
     assert (again.first_element == mesh.first_element).all()
+
+
+class HalvedOnce:
+    """A remesher that halves every element of the spirals, once."""
+
+    def __init__(self, data):
+        self.data = data
+
+    def refine(self, relaxed, nodes, before):
+        mesh = relaxed.mesh
+        everywhere, done = np.ones(mesh.elements, bool), before.stale > 0
+        plan = Refinement(everywhere, mesh.basis.order, "", done, Gain(1.0, 1))
+        if done:
+            return Remeshed(plan, relaxed, nodes)
+        finer = torch.from_numpy(prolong(mesh, nodes.numpy(), plan.mesh(mesh)))
+        return Remeshed(plan, self.rebuild(relaxed, plan.mesh(mesh), finer), finer)
+
+    def rebuild(self, relaxed, mesh, nodes):
+        layout = lay_out_states(self.data.output_names, None, {})
+        inputs, everywhere = inputs_at_nodes(mesh, self.data.inputs), np.ones(mesh.elements, bool)
+        problem = assemble_problem(
+            layout, mesh, nodes.numpy(), everywhere, inputs, scaled=True, device=torch.device("cpu")
+        )
+        channels = channel_scale(self.data.outputs, None, scaled=True)
+        return relax(
+            replace(problem, scale=relaxed.scale), self.data, channels, known_start=relaxed.known_start.numpy()
+        )
+
+
+def joint_spirals():
+    """Joint on noisy spirals with a mesh that is refined at its end."""
+    data, problem, relaxed, _ = relaxed_spirals(3)
+    return lambda model: Joint(problem, relaxed, model, gamma=0.1, remesher=HalvedOnce(data)), network(data)
+
+
+def steps(method, number):
+    for _ in range(number):
+        method.step()
+    return method
+
+
+def test_joint_goes_on_on_the_refined_mesh_and_ends_there():
+    make, model = joint_spirals()
+    method = steps(make(model), 120)
+    assert method.outcome == "converged"
+    assert method.mesh.elements_of_longest == 4
+    assert method.nodes.shape[0] == method.mesh.elements
+
+
+def test_joint_on_a_refined_mesh_is_resumed_bit_for_bit():
+    make, model = joint_spirals()
+    straight = make(model)
+    while straight.mesh.elements_of_longest == 2:
+        straight.step()
+    steps(straight, 2)
+    resumed = make(copy.deepcopy(straight.model))
+    resumed.restore(copy.deepcopy(straight.state()))
+    assert resumed.mesh.elements_of_longest == 4
+    assert torch.equal(steps(resumed, 3).nodes, steps(straight, 3).nodes)
