@@ -59,9 +59,9 @@ def test_tiny_data_has_all_samples_of_the_full_one_and_few_trajectories(name):
     for small, full in zip(experiment(name, "tiny").cases, experiment(name).cases, strict=True):
         train = simulated(small.train)
         options = full.train.options
-        assert len(train) == 3
+        assert len(train) == 2
         assert set(train.row_size) == {round(options.keep * options.samples)}
-        assert np.all(train.end == 2.0)
+        assert np.all(train.end == 1.0)
         test = simulated(small.test)
         assert test.output_names == train.output_names
         assert test.inputs.names == train.inputs.names

@@ -31,6 +31,9 @@ class SolverOptions(BaseModel):
 
     rtol: Positive = Field(default=1e-7, description="Relative error per step of DoPr5.")
     atol: Positive = Field(default=1e-9, description="Absolute error per step of DoPr5.")
+    max_evaluations: Count = Field(
+        default=20_000, description="Evaluations of f in one solution after which the solver has failed."
+    )
 
 
 class FitOptions(BaseModel):
@@ -75,9 +78,7 @@ class FitOptions(BaseModel):
         description="λ of the term λ|θ|² beside R; auto: what the noise of the data leaves in ẋ, per equation.",
     )
     theta_step: ThetaStepOptions = Field(default=ThetaStepOptions(), description="How the weights move.")
-    solver: SolverOptions = Field(
-        default=SolverOptions(), description="Tolerances of the solver baselines, as in the paper."
-    )
+    solver: SolverOptions = Field(default=SolverOptions(), description="How exactly the solver baselines integrate.")
     state_step: StateStepOptions = Field(default=StateStepOptions(), description="alpha: how the trajectories move.")
     gamma: Gamma = Field(
         default="auto", description="γ of alpha, the weight of the misfit; auto: so that the misfit ends at the noise."

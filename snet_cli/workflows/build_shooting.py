@@ -45,6 +45,7 @@ def shooting_entry(name: str) -> MethodEntry:
                 device=parts.device,
             )
 
+        solver = options.solver
         limit = math.inf if parts.common.max_memory is None else parts.common.max_memory
         method = Shooting(
             name,
@@ -52,7 +53,7 @@ def shooting_entry(name: str) -> MethodEntry:
             batches(data.train),
             setup.layout.observation,
             rate=options.theta_step.rate,
-            tolerances=SolverTolerances(options.solver.rtol, options.solver.atol, max_memory=limit),
+            tolerances=SolverTolerances(solver.rtol, solver.atol, solver.max_evaluations, limit),
             held_out=() if data.validation is None else batches(data.validation),
         )
         return Training(method, rule, iteration_limit(options, entry), validation=validation_of(parts, rule))

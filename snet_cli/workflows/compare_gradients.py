@@ -23,12 +23,9 @@ FEW = 10
 MOST_EVALUATIONS = 2_000
 """Evaluations of f in one solution; a solver that needs more has no gradient here."""
 
-MOST_SECONDS = 15.0
-"""Time after which longer horizons are left out."""
-
 
 def gradient_norms(
-    setup: Setup, data: Trajectories, options: FitOptions, device: torch.device
+    setup: Setup, data: Trajectories, options: FitOptions, device: torch.device, seconds: float
 ) -> tuple[GradientPoint, ...]:
     """Norms at the weights that the model has now, on the first trajectories, at horizons that double.
 
@@ -38,13 +35,15 @@ def gradient_norms(
         The model's gradients are cleared.
     data : Trajectories
         The training data.
+    seconds : float
+        Time after which a solver is not asked for longer horizons.
     """
     few = data.select(range(min(FEW, len(data))))
     horizons = horizons_of(few, HORIZONS)
     if not any(True for _ in setup.trained.model.parameters()):
         return ()
     if options.method in SHOOTING_METHODS:
-        return tuple(_of_solver(setup, few, options, horizons, device))
+        return tuple(_of_solver(setup, few, options, horizons, device, seconds))
     problem = setup.problem
     owner = torch.from_numpy(setup.step_zero.mesh.trajectory).to(device)
     points = owner.repeat_interleave(problem.t.numel() // owner.numel()) < len(few)
@@ -53,14 +52,21 @@ def gradient_norms(
 
 
 def _of_solver(
-    setup: Setup, data: Trajectories, options: FitOptions, horizons: Sequence[float], device: torch.device
+    setup: Setup,
+    data: Trajectories,
+    options: FitOptions,
+    horizons: Sequence[float],
+    device: torch.device,
+    seconds: float,
 ) -> Iterator[GradientPoint]:
     """A solver that fails at one horizon, or is slow, is not asked for longer ones."""
     from snet_cli.training.gradient_norms import shooting_gradient_norms
     from snet_cli.training.shooting import SolverTolerances
 
-    tolerances = SolverTolerances(options.solver.rtol, options.solver.atol, MOST_EVALUATIONS)
-    end = time.perf_counter() + MOST_SECONDS
+    tolerances = SolverTolerances(
+        options.solver.rtol, options.solver.atol, min(options.solver.max_evaluations, MOST_EVALUATIONS)
+    )
+    end = time.perf_counter() + seconds
     norm: float | None = 0.0
     for horizon in horizons:
         if norm is not None and time.perf_counter() < end:

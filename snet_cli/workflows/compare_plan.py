@@ -6,9 +6,9 @@ import hashlib
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 from snet_cli.config.explain import nearest
 from snet_cli.config.models import model_reference
@@ -22,6 +22,35 @@ Kind = Literal["train", "hold", "checkpoint"]
 
 SNAPSHOTS = (20, 60, 100, 300)
 """Iterations after which an experiment keeps the model, for training forecasts (Quaglino et al. 2020, figs. 1, 6)."""
+
+
+class TimeLimits(NamedTuple):
+    """Most seconds of what is measured beside training: models explode, and solvers then take for ever.
+
+    Attributes
+    ----------
+    track : float
+        Each rollout over the training data while training; forecasts that are not over by then are not tracked.
+    train, test : float
+        The final rollouts; forecasts that are not over by then count as not having reached their end. The one over the
+        training data may take as long as training, if that took longer.
+    gradients : float
+        All gradient norms; longer horizons are left out then.
+    """
+
+    track: float = 10.0
+    train: float = 60.0
+    test: float = 600.0
+    gradients: float = 15.0
+
+
+FULL_LIMITS = TimeLimits()
+
+TIME_LIMITS: Mapping[Size, TimeLimits] = {
+    "full": FULL_LIMITS,
+    "quick": TimeLimits(2.0, 10.0, 20.0, 5.0),
+    "tiny": TimeLimits(0.2, 0.4, 0.4, 0.2),
+}
 
 DEPENDED_ON = ("seed", "dtype", "device", "threads", "max_memory")
 """Common options that a row depends on."""
@@ -54,6 +83,7 @@ class Job:
     snapshots : tuple of int
     model_file : str or None
         FILE.py:Class of the user's own model.
+    seconds : TimeLimits
     """
 
     label: str
@@ -69,6 +99,7 @@ class Job:
     target_mse: float | None = None
     snapshots: tuple[int, ...] = ()
     model_file: str | None = None
+    seconds: TimeLimits = FULL_LIMITS
 
     def to_json(self) -> dict[str, Any]:
         """What `from_json` reads."""
@@ -77,7 +108,8 @@ class Job:
     @classmethod
     def from_json(cls, tree: Mapping[str, Any]) -> Job:
         """The job that `to_json` wrote."""
-        return cls(**{**tree, "snapshots": tuple(tree["snapshots"])})
+        limits = TimeLimits(*tree.get("seconds", FULL_LIMITS))
+        return cls(**{**tree, "snapshots": tuple(tree["snapshots"]), "seconds": limits})
 
     def fingerprint(self, sums: Mapping[str, str]) -> str:
         """The sha256 of all that the row depends on, versions of programs apart.
@@ -158,8 +190,9 @@ def plan_comparison(
         if extra is not None:
             raise UsageError(f"the preset '{options.preset}' simulates its own data.", f"Leave {extra} out.")
         assert options.preset is not None
-        whole = experiment(options.preset, size or ("quick" if options.quick else "full"))
-        return _plan_experiment(whole, methods, folder, options, common)
+        size = size or ("quick" if options.quick else "full")
+        plan = _plan_experiment(experiment(options.preset, size), methods, folder, options, common)
+        return replace(plan, jobs=tuple(replace(job, seconds=TIME_LIMITS[size]) for job in plan.jobs))
     _require_something(train, options, methods, checkpoints)
     paper = {"preset": "paper"} if options.preset == "paper" else {}
     if not methods and not checkpoints:
@@ -232,9 +265,9 @@ def _training(
     iterations: int | None,
 ) -> Job:
     """The job of one method."""
-    own = dict(run.fit)
+    own: dict[str, Any] = dict(run.fit)
     if run.tolerances is not None:
-        own["solver"] = dict(zip(("rtol", "atol"), run.tolerances, strict=True))
+        own = merged({"solver": dict(zip(("rtol", "atol"), run.tolerances, strict=True))}, own)
     budget = {"method": run.method, "iterations": iterations, "max_time": options.max_time}
     settings = merged(own, options.explicit, budget)
     label = run.variant if case is None else case.label(run)

@@ -36,17 +36,6 @@ from snet_cli.workflows.trained_model import TrainedModel, from_checkpoint
 from snet_cli.workflows.training_plan import Ingredients, Training
 from snet_cli.workflows.training_setup import Setup
 
-TRACK_SECONDS = 10.0
-"""Most seconds of one rollout while training: early models explode, and what is not over by then is not tracked."""
-
-TRAIN_SECONDS = 60.0
-"""Seconds that the final rollout over the training data may always take; as long as training where that took longer."""
-
-TEST_SECONDS = 600.0
-"""Most seconds of the test; forecasts still under way then count as diverged."""
-
-YARDSTICK_WIDTH = 64
-
 
 def make_row(job: Job, folder: Path, fingerprint: str, report: Reporter) -> Finished:
     """Do the work of one row, and write all of it into its folder; an error of the method is a row that says so."""
@@ -95,13 +84,13 @@ def _train_row(job: Job, folder: Path, report: Reporter) -> ComparisonRow:
     rollout_seconds = 0.0
     if result.iterations or result.status != "diverged":
         begin = time.perf_counter()
-        limit = max(TRAIN_SECONDS, result.seconds)
+        limit = max(job.seconds.train, result.seconds)
         train_score = rollout_score(setup.trained, data.train, device, Silent(), limit)
         rollout_seconds = time.perf_counter() - begin
         _save_models(trained, folder, train_score, data, options, common, device)
         test_score = _tested(setup.trained, job, common, device)
     setup.trained.model.load_state_dict(initial)
-    norms = () if job.method == "linear" else gradient_norms(setup, data.train, options, device)
+    norms = () if job.method == "linear" else gradient_norms(setup, data.train, options, device, job.seconds.gradients)
     status, message = _ending(trained, train_score, test_score)
     return ComparisonRow(
         job.method,
@@ -147,7 +136,7 @@ def _train(
 
     def score() -> RolloutScore:
         now = with_estimates(setup, training).trained
-        return rollout_score(now, data.train, device, Silent(), TRACK_SECONDS)
+        return rollout_score(now, data.train, device, Silent(), job.seconds.track)
 
     def each(progress: Progress) -> None:
         report.progress(tick_of(progress, limits))
@@ -213,7 +202,7 @@ def _tested(trained: TrainedModel, job: Job, common: CommonOptions, device: torc
         return None
     data = load_test(job.test, common)
     trained.check_fits(data)
-    return rollout_score(trained, data, device, Silent(), TEST_SECONDS)
+    return rollout_score(trained, data, device, Silent(), job.seconds.test)
 
 
 def load_test(path: str, common: CommonOptions) -> Trajectories:
@@ -234,7 +223,7 @@ def _checkpoint_row(job: Job, folder: Path, report: Reporter) -> ComparisonRow:
     if job.train is not None:
         train = load_fit_data(job.train, FitOptions(), common, report).train
         trained.check_fits(train)
-        scores[0] = rollout_score(trained, train, device, Silent(), TEST_SECONDS)
+        scores[0] = rollout_score(trained, train, device, Silent(), job.seconds.test)
     scores[1] = _tested(trained, job, common, device)
     save_checkpoint(folder / MODEL, checkpoint, force=True)
     known = dict(checkpoint.config.get("result") or {})

@@ -318,6 +318,8 @@ class Shrinkage(NamedTuple):
     test_samples : int
     iterations : mapping of str to int
         By method; ``""`` for any other.
+    evaluations : int
+        Of f in one solution, after which a solver has failed.
     """
 
     trajectories: int
@@ -326,6 +328,7 @@ class Shrinkage(NamedTuple):
     test_horizon: float
     test_samples: int
     iterations: Mapping[str, int]
+    evaluations: int
 
 
 SHRINKAGE: Mapping[Size, Shrinkage] = MappingProxyType(
@@ -337,8 +340,9 @@ SHRINKAGE: Mapping[Size, Shrinkage] = MappingProxyType(
             30.0,
             300,
             {"delta": 480, "alpha": 30, "bkpr-euler": 60, "adj-euler": 30, "bkpr-dopri5": 8, "adj-dopri5": 3, "": 10},
+            5_000,
         ),
-        "tiny": Shrinkage(3, 2, 2.0, 4.0, 40, {"": 3}),
+        "tiny": Shrinkage(2, 2, 1.0, 2.0, 20, {"": 3}, 300),
     }
 )
 """Sizes other than `full`."""
@@ -365,10 +369,20 @@ def experiment(name: str, size: Size = "full") -> Experiment:
 
 def _shrink(case: Case, less: Shrinkage) -> Case:
     runs = tuple(
-        replace(run, iterations=min(run.iterations, less.iterations.get(run.method, less.iterations[""])))
+        replace(
+            run,
+            iterations=min(run.iterations, less.iterations.get(run.method, less.iterations[""])),
+            fit=_few_evaluations(run, less.evaluations),
+        )
         for run in case.runs
     )
     return replace(case, train=_shrink_train(case.train, less), test=_shrink_test(case.test, less), runs=runs)
+
+
+def _few_evaluations(run: Run, most: int) -> Mapping[str, Any]:
+    """`fit` options of a run; those of a solver with its limit."""
+    solver = {"solver": {"max_evaluations": most}} if run.method.endswith("dopri5") else {}
+    return MappingProxyType({**run.fit, **solver})
 
 
 def _shrink_train(data: DataSet, less: Shrinkage) -> DataSet:
