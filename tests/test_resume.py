@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,12 +12,14 @@ import pytest
 import torch
 
 from snet_cli.cli.console import Console
-from snet_cli.data.checkpoint_file import load_checkpoint
+from snet_cli.data.checkpoint_file import check_checkpoint_file, load_checkpoint
 from snet_cli.data.locks import output_lock
 from snet_cli.data.options import CommonOptions, parse_interval
 from snet_cli.data.trajectory_file import load_trajectories, save_trajectories
-from snet_cli.errors import CheckpointError, OutputError, UsageError
+from snet_cli.errors import CheckpointError, NumericalError, OutputError, UsageError
+from snet_cli.training.delta import Delta
 from snet_cli.training.loop import Limits, run
+from snet_cli.training.method import Step
 from snet_cli.training.options import PAPER_PRESET, FitOptions
 from snet_cli.workflows.fit import fit
 from snet_cli.workflows.reporter import Silent
@@ -25,6 +28,8 @@ from tests.command import Snet
 from tests.training_cases import spirals
 
 QUICK = FitOptions(method="delta", model={"name": "mlp", "hidden": [6]}, order=6, elements=2, iterations=8)
+
+NOT_FINITE = Step(float("nan"), float("nan"), float("nan"))
 
 ADAM = {"name": "adam", "rate": 1e-2}
 
@@ -83,7 +88,7 @@ PAPER = FitOptions.model_validate(
 
 METHODS = {
     "delta, adam, best of held-out data": (changed(theta_step=ADAM, validation=0.25, iterations=13), 7),
-    "delta, lbfgs, past its memory": (changed(iterations=64), 57),
+    "delta, lbfgs, past its memory": (changed(iterations=64, model={"name": "mlp", "hidden": [31]}), 57),
     "delta, closed form": (changed(model="linear", iterations=1), 0),
     "alpha, paper": (PAPER.model_copy(update={"method": "alpha", "iterations": 4}), 2),
     "alpha, gamma follows the noise": (changed(method="alpha", iterations=14), 12),
@@ -133,8 +138,6 @@ def test_what_a_model_draws_and_counts_goes_on_too():
             self.model, self.breaks = Drawing(), breaks
 
         def step(self):
-            from snet_cli.training.method import Step
-
             with torch.no_grad():
                 self.model.weight += torch.randn(3, dtype=torch.float64)
                 self.model.count += 1
@@ -177,6 +180,7 @@ def test_what_a_model_draws_and_counts_goes_on_too():
 def test_a_run_leaves_its_state_and_the_one_before_and_nothing_else(file):
     fit("a.h5", "m.h5", QUICK, checkpoint_every="3it")
     assert sorted(os.listdir()) == ["a.h5", "m.h5", "m.h5.resume", "m.h5.resume.previous"]
+    assert check_checkpoint_file("m.h5.resume") == check_checkpoint_file("m.h5.resume.previous") == []
     iterations = [find_state("m.h5", 2**30, Silent()).state.iteration]
     os.unlink("m.h5.resume")
     iterations.append(find_state("m.h5", 2**30, Silent()).state.iteration)
@@ -266,12 +270,33 @@ def test_a_run_that_had_finished_under_the_same_limits_returns_at_once(file, mon
         assert again[key] == first[key]
 
 
-def test_a_model_that_is_gone_is_written_again(file):
-    fit("a.h5", "m.h5", QUICK)
+def test_a_model_that_is_gone_is_written_again_without_a_second_search_for_step_0(file, monkeypatch):
+    automatic = changed(order="auto", elements="auto")
+    fit("a.h5", "m.h5", automatic)
     before = Path("m.h5").read_bytes()
     os.unlink("m.h5")
-    fit("a.h5", "m.h5", QUICK, resume=True)
+    monkeypatch.setattr("snet_cli.workflows.training_setup.fit_step_zero", None)
+    fit("a.h5", "m.h5", automatic, resume=True)
     assert Path("m.h5").read_bytes() == before
+
+
+def test_a_run_that_diverged_stays_so_and_one_that_never_began_leaves_nothing(file, monkeypatch):
+    step = Delta.step
+    lasts = 3
+    monkeypatch.setattr(Delta, "step", lambda self: step(self) if self.evaluations < lasts else NOT_FINITE)
+    options = changed(theta_step=ADAM)
+    assert fit("a.h5", "m.h5", options)["status"] == "diverged"
+    before = Path("m.h5").read_bytes()
+    longer = fit("a.h5", "m.h5", options.model_copy(update={"iterations": 9}), resume=True)
+    assert (longer["status"], longer["iterations"]) == ("diverged", 3)
+    again = fit("a.h5", "n.h5", options.model_copy(update={"iterations": 9}))
+    assert (longer["loss"], longer["train_mse"]) == (again["loss"], again["train_mse"])
+    assert same_bytes("m.h5", "n.h5")
+    assert Path("m.h5").read_bytes() != before  # the limit stands in the file
+    lasts = 0
+    with pytest.raises(NumericalError):
+        fit("a.h5", "never.h5", options)
+    assert not list(file.glob("never*"))
 
 
 def test_without_a_state_a_run_starts_afresh_where_nothing_would_be_lost(file):
@@ -392,8 +417,6 @@ def test_an_interrupted_command_prints_the_one_that_continues(file, snet: Snet, 
     assert ran.code == 143
     command = ran.err.splitlines()[-1].partition("next: ")[2]
     assert command == f"snet fit {data} -o 'm m.h5' --method delta --order 6 --elements 1 --iterations 9 --resume"
-    import shlex
-
     again = snet(*shlex.split(command)[1:], "--json")
     assert (again.code, again.json["resumed_from"], again.json["status"]) == (0, 4, "iterations")
     assert same_bytes("m m.h5", "straight.h5")

@@ -129,8 +129,10 @@ class LbfgsStep:
         """Keep the pair if its curvature is positive beyond rounding, relative to its own size."""
         curvature = float(step.dot(change))
         if curvature > 1e-12 * float(step.norm()) * float(change.norm()):
-            self.S = torch.cat([self.S, step[None]])[-PAIRS:]
-            self.Y = torch.cat([self.Y, change[None]])[-PAIRS:]
+            # cut before joining: products of a view that is aligned otherwise than a copy have other last digits, and a
+            # resumed run has copies
+            self.S = torch.cat([self.S[1 - PAIRS :], step[None]])
+            self.Y = torch.cat([self.Y[1 - PAIRS :], change[None]])
 
     def state(self) -> dict[str, Tensor]:
         """Pairs, last loss and gradient (empty where the next step computes it), and the count of evaluations."""
