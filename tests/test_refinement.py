@@ -20,6 +20,7 @@ from snet_cli.spectral.refinement import (
     unresolved,
 )
 from snet_cli.training.joint import Joint
+from snet_cli.training.loop import Limits, run
 from snet_cli.training.node_inputs import inputs_at_nodes
 from snet_cli.training.problem import assemble_problem
 from snet_cli.training.refinement import (
@@ -292,6 +293,9 @@ class HalvedOnce:
             replace(problem, scale=relaxed.scale), self.data, channels, known_start=relaxed.known_start.numpy()
         )
 
+    def scorer(self, mesh):
+        return None
+
 
 def joint_spirals():
     """Joint on noisy spirals with a mesh that is refined at its end."""
@@ -311,6 +315,21 @@ def test_joint_goes_on_on_the_refined_mesh_and_ends_there():
     assert method.outcome == "converged"
     assert method.mesh.elements_of_longest == 4
     assert method.nodes.shape[0] == method.mesh.elements
+    assert method.refined_at > 0
+
+
+def test_what_scored_best_on_a_coarser_mesh_is_forgotten_when_the_mesh_is_refined():
+    make, model = joint_spirals()
+
+    class Scored(Joint):
+        def held_out(self):
+            return torch.tensor(1.0 + (self.refined_at > 0))  # scores of a finer mesh are larger here
+
+    method = make(model)
+    method.__class__ = Scored
+    result = run(method, Limits(120, look_every=1))
+    assert result.status == "converged"
+    assert result.best_iteration >= method.refined_at > 0  # the step that refined is scored on the finer mesh
 
 
 def test_joint_on_a_refined_mesh_is_resumed_bit_for_bit():

@@ -77,6 +77,8 @@ class Joint:
     ----------
     outcome : str or None
         How it ended; None while it goes on.
+    refined_at : int
+        Iteration of the last refinement; held-out scores from before are those of another mesh.
     failure : str or None
         What went wrong, where it ended as "not-finite".
     """
@@ -99,7 +101,7 @@ class Joint:
         self.model, self.scorer, self.threshold = model, held_out, threshold
         self.measured = relaxed.observed.weight
         self.prior, self.memory = prior, memory
-        self.remesher, self.gain = remesher, Gain()
+        self.remesher, self.gain, self.refined_at = remesher, Gain(), 0
         self._use(relaxed, nodes_of(problem))
         self.continuation = Continuation(gamma)
         self.damping, self.state_damping = START_DAMPING, STATE_DAMPING
@@ -198,6 +200,7 @@ class Joint:
         if not plan.done:
             self._use(relaxed, nodes)
             self.continuation.reopen()
+            self.refined_at, self.scorer = self.iteration, self.remesher.scorer(self.mesh)
         return not plan.done
 
     def _end(self, outcome: Outcome, failure: str | None, at: Loss) -> Loss:
@@ -213,7 +216,7 @@ class Joint:
         saved = {"nodes": self.nodes, "progress": torch.tensor(progress, dtype=torch.float64)}
         saved |= {f"mesh.{name}": value for name, value in mesh_state(self.mesh).items()}
         saved["mesh.begun"] = self.begun
-        saved["gain"] = torch.tensor(self.gain, dtype=torch.float64)
+        saved["gain"] = torch.tensor([*self.gain, self.refined_at], dtype=torch.float64)
         return saved | {f"theta.{name}": value for name, value in self.theta_step.state().items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -222,6 +225,8 @@ class Joint:
             mesh = mesh_from_state({k.removeprefix("mesh."): v for k, v in state.items() if k.startswith("mesh.")})
             begun = state["mesh.begun"].clone()
             self._use(self.remesher.rebuild(self.arrow.relaxed, mesh, begun), begun)
+            self.refined_at = int(state["gain"][2])
+            self.scorer = self.remesher.scorer(mesh) if self.refined_at else self.scorer
         self.nodes = state["nodes"].clone()
         self.gain = Gain(float(state["gain"][0]), int(state["gain"][1]))
         counts, level = state["progress"].tolist(), self.continuation

@@ -333,6 +333,8 @@ class _Keeper:
         score = self.method.held_out()
         if score is None or not math.isfinite(float(score)):
             return None
+        if self.best_iteration < getattr(self.method, "refined_at", 0):
+            self.best_score = None  # of a coarser mesh, which prefers what was fitted on it
         if self.best_score is None or float(score) < self.best_score:
             self.best_score, self.best_iteration, self.best = float(score), iteration, current
         return float(score)

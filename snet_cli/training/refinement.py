@@ -34,6 +34,7 @@ from snet_cli.spectral.refinement import (
 )
 from snet_cli.training.observation import seen_part
 from snet_cli.training.relaxed import RelaxedProblem
+from snet_cli.training.relaxed_score import RelaxedScorer
 from snet_cli.training.state_layout import StateLayout
 
 FloatArray = NDArray[np.float64]
@@ -95,6 +96,10 @@ class Remesher(Protocol):
 
     def rebuild(self, relaxed: RelaxedProblem, mesh: Mesh, nodes: Tensor) -> RelaxedProblem:
         """The problem on another mesh, in the scales of `relaxed`."""
+        ...
+
+    def scorer(self, mesh: Mesh) -> RelaxedScorer | None:
+        """The held-out data on elements like those of this mesh: a coarser one would prefer what was fitted on it."""
         ...
 
 

@@ -67,7 +67,7 @@ def _build(parts: Ingredients) -> Training:
         prior=_prior(relaxed, noise) if options.prior == "auto" else options.prior,
         held_out=None if validation is None else validation.scorer(),
         threshold=None if zero.threshold is None else as_tensor(zero.threshold, parts.device),
-        remesher=DataRemesher(parts, channels, UNKNOWNS_PER_SAMPLE) if automatic else None,
+        remesher=DataRemesher(parts, channels, rule, UNKNOWNS_PER_SAMPLE) if automatic else None,
         memory=DEFAULT_MEMORY if memory is None else int(MEMORY_SHARE * memory),
     )
     return Training(method, rule, iteration_limit(options, JOINT), mesh=zero.mesh, validation=validation)

@@ -23,8 +23,9 @@ from snet_cli.training.refinement import (
     state_sizes,
 )
 from snet_cli.training.relaxed import RelaxedProblem, relax
+from snet_cli.training.relaxed_score import RelaxedRule, RelaxedScorer
 from snet_cli.training.state_jacobian import evaluate
-from snet_cli.workflows.training_plan import Ingredients, problem_of
+from snet_cli.workflows.training_plan import Ingredients, problem_of, validation_of
 from snet_cli.workflows.training_setup import node_channels
 
 FloatArray = NDArray[np.float64]
@@ -41,12 +42,14 @@ class DataRemesher:
     parts : Ingredients
     channels : ndarray, shape (d,)
         c of L.
+    rule : RelaxedRule
+        How held-out trajectories are scored, but for the mesh.
     unknowns_per_sample : float
         Most unknowns per state that a trajectory may have, in sample times of its own.
     """
 
-    def __init__(self, parts: Ingredients, channels: FloatArray, unknowns_per_sample: float) -> None:
-        self.parts, self.channels = parts, channels
+    def __init__(self, parts: Ingredients, channels: FloatArray, rule: RelaxedRule, unknowns_per_sample: float) -> None:
+        self.parts, self.channels, self.rule = parts, channels, rule
         data = parts.data.train
         self.most = np.ceil(unknowns_per_sample * data.row_size).astype(np.int64)
         self.jumps = jump_times(data.inputs.sampled, len(data))
@@ -81,6 +84,16 @@ class DataRemesher:
         problem = replace(problem_of(parts, parts.data.train, zero), scale=relaxed.scale)
         known = relaxed.known_start.cpu().numpy()
         return relax(problem, parts.data.train, self.channels, known_start=known)
+
+    def scorer(self, mesh: Mesh) -> RelaxedScorer | None:
+        """The validation data on elements like those of this mesh; None where there is none."""
+        validation = validation_of(self.parts, rule_on(self.rule, mesh))
+        return None if validation is None else validation.scorer()
+
+
+def rule_on(rule: RelaxedRule, mesh: Mesh) -> RelaxedRule:
+    """The rule on elements like those of this mesh."""
+    return replace(rule, order=mesh.basis.order, width=float(mesh.width.mean()))
 
 
 def rate_function(model: Model, data: Trajectories, inputs: tuple[str, ...], device: torch.device) -> RateFunction:

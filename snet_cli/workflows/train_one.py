@@ -16,10 +16,13 @@ from snet_cli.data.trajectories import Trajectories
 from snet_cli.spectral.mesh import Mesh
 from snet_cli.training.loop import FitResult, Limits, Progress
 from snet_cli.training.options import FitOptions
+from snet_cli.training.relaxed_score import RelaxedScorer
 from snet_cli.training.step_zero import StepZero
 from snet_cli.workflows.fit_data import FitData
+from snet_cli.workflows.held_out import HeldOut
 from snet_cli.workflows.honest_end import RolloutScore
 from snet_cli.workflows.provenance import history_line, provenance
+from snet_cli.workflows.remesh import rule_on
 from snet_cli.workflows.reporter import Tick
 from snet_cli.workflows.resources import set_threads
 from snet_cli.workflows.trained_model import to_checkpoint, with_estimated_states
@@ -125,7 +128,7 @@ def summary_of(
         "validation": None
         if training.validation is None
         else {
-            "relaxed": finite(training.validation.scorer().score(setup.trained.model).total),
+            "relaxed": finite(_fresh_scorer(training, training.validation).score(setup.trained.model).total),
             "mse": None if validation is None else validation.mse,
             "best_iteration": result.best_iteration,
         },
@@ -151,6 +154,12 @@ def mesh_of(setup: Setup, training: Training) -> Mesh:
     return found
 
 
+def _fresh_scorer(training: Training, validation: HeldOut) -> RelaxedScorer:
+    """The scorer of the method's last mesh, from its step 0."""
+    used: RelaxedScorer | None = getattr(training.method, "scorer", None)
+    return validation.scorer() if used is None else RelaxedScorer(used.relaxed, used.start, used.gamma)
+
+
 def checkpoint_of(
     setup: Setup,
     training: Training,
@@ -165,7 +174,7 @@ def checkpoint_of(
     resolved = resolved_options(options, common, setup, training, device)
     record = provenance("fit", resolved, parents=data.parents)
     return to_checkpoint(
-        replace(setup.trained, rule=training.rule),
+        replace(setup.trained, rule=rule_on(training.rule, mesh_of(setup, training))),
         {"fit": resolved, "result": _deterministic(summary)},
         result.history,
         record,
