@@ -290,7 +290,8 @@ def _yardsticks(
     case: str | None, train: str | None, test: str | None, options: CompareOptions, common: CommonOptions
 ) -> list[Job]:
     """X' = Ax + Bu + c in closed form, with this program's own step 0; and the last value."""
-    settings = {"method": "delta", "model": {"name": "linear"}, "x0": options.x0}
+    mesh = {key: value for key, value in options.explicit.items() if key in ("order", "elements")}
+    settings = {"method": "delta", "model": {"name": "linear"}, "x0": options.x0, **mesh}
     tree = common.model_dump(mode="json")
     linear = Job(
         _slug("linear", case), "train", "linear", case, train, test, fit=settings, settings=settings, common=tree
