@@ -32,6 +32,9 @@ from snet_cli.training.theta_step import ThetaStep, build_theta_step
 WARM_GAIN = 0.01
 """Relative fall of R in one iteration below which the weights know what the series of step 0 can teach them."""
 
+LEAST_WARM_UP = 20
+"""Iterations that the weights warm up in any case, where the options allow as many."""
+
 SETTLED_GAIN, SETTLED_FOR = 1e-4, 10
 """Relative fall of J in one iteration, at its γ, that no forecast shows; and for how many iterations in a row."""
 
@@ -137,8 +140,8 @@ class Alpha:
         error = float(misfit(self.relaxed, self.nodes).sum())
         now = Step(residual, error, self.gamma * error + residual)
         if self.warming:
-            gained = self.last.residual - residual > WARM_GAIN * residual
-            self.warming = gained and self.iteration < self.options.warm_up
+            gains = self.iteration < LEAST_WARM_UP or self.last.residual - residual > WARM_GAIN * residual
+            self.warming = gains and self.iteration < self.options.warm_up
         else:
             before = self.gamma * self.last.misfit + self.last.residual
             self.quiet = self.quiet + 1 if abs(before - now.total) <= SETTLED_GAIN * now.total else 0
