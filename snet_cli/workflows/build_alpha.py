@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.models.base import Model
 from snet_cli.spectral.fitting import channel_scales
-from snet_cli.training.alpha import Alpha
+from snet_cli.training.alpha import LEAST_WARM_UP, Alpha
 from snet_cli.training.alpha_mesh import refine_for_alpha
 from snet_cli.training.alpha_options import ALPHA_PAPER_ITERATIONS, AlphaOptions
 from snet_cli.training.gamma import NoiseLevelGamma, estimated_noise
@@ -64,15 +64,15 @@ def _build(parts: Ingredients) -> Training:
     channels = channel_scale(data.train.outputs, weighing, scaled=options.scaled)
     known = None if free else known_start_mask(data.train, setup.layout.states)[0]
     relaxed = relax(problem, data.train, channels, known_start=known)
+    several = bool(free_states(setup.layout)) and not paper
     alpha_options = AlphaOptions(
         state_step=options.state_step,
         theta_steps=options.theta_step.steps,
         perturbation=options.perturbation,
-        warm_up=0 if paper else AlphaOptions().warm_up,
+        warm_up=0 if paper else LEAST_WARM_UP if several else AlphaOptions().warm_up,
         own_descent=paper,
     )
     model, seed = setup.trained.model, stream(parts.common.seed, STREAM_PERTURBATION)
-    several = bool(free_states(setup.layout)) and not paper
     automatic = options.prior == "auto" and not several  # λ follows the noise
     prior = (HIDDEN_PRIOR if several else 0.0) if options.prior == "auto" else options.prior
 
@@ -99,7 +99,7 @@ def _build(parts: Ingredients) -> Training:
 
     begun: Begun | None = None
     if several:
-        begun, reason = begin_with_hidden_states(parts, zero, make, iteration_limit(options, ALPHA))
+        begun, reason = begin_with_hidden_states(parts, zero, make)
         problem, plan = begun.problem, GammaPlan(begun.gamma, reason)
         model.load_state_dict(begun.model.state_dict())
     else:
@@ -126,7 +126,7 @@ def _build(parts: Ingredients) -> Training:
     method = make(
         problem, model, plan.gamma, None if validation is None else validation.scorer(), plan.noise * automatic
     )
-    if begun is not None:
+    if begun is not None and begun.state:
         method.restore(begun.state)
     return Training(
         method,
@@ -135,6 +135,7 @@ def _build(parts: Ingredients) -> Training:
         mesh=zero.mesh,
         notes=() if several else (plan.reason,),
         choices=(plan.reason,) if several else (),
+        settled={} if begun is None else begun.settled,
         validation=validation,
         look_every=HELD_OUT_EVERY if validation is None else look_every(_cost_of_score(validation, zero)),
     )

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from torch import Tensor
@@ -38,7 +38,8 @@ GAMMAS = (10.0, 3.0, 1.0)
 later, far below them X follows the model wherever that goes."""
 
 ITERATIONS = 30
-"""Iterations of each short training, beside the warm-up of the first; no more than the method itself may take."""
+"""Iterations of each short training, beside the warm-up of the first; not fewer where the method is to take fewer, so
+that a run that is extended has begun as the longer one would have."""
 
 ROLLOUT_RTOL, ROLLOUT_ATOL = 1e-3, 1e-5
 """Tolerances of a rollout that only ranks starts."""
@@ -57,18 +58,26 @@ class Begun(NamedTuple):
     model : Model
         A copy that holds its θ.
     state : dict
-        `Alpha.state` at its end.
+        `Alpha.state` at its end; empty where a resumed run brings its own.
     gamma : float
+    name : str
+        Of the start.
     """
 
     problem: Problem
     model: Model
     state: dict[str, Tensor]
     gamma: float
+    name: str
+
+    @property
+    def settled(self) -> dict[str, Any]:
+        """What a resumed run begins with instead of trying all starts again (`Training.settled`)."""
+        return {"hidden_start": self.name, "hidden_gamma": self.gamma}
 
 
 def begin_with_hidden_states(
-    parts: Ingredients, zero: StepZero, make: Callable[[Problem, Model, float], Alpha], limit: int
+    parts: Ingredients, zero: StepZero, make: Callable[[Problem, Model, float], Alpha]
 ) -> tuple[Begun, str]:
     """The start and the γ whose training rollout is best, and one sentence that tells them.
 
@@ -78,31 +87,30 @@ def begin_with_hidden_states(
         On the mesh of the training.
     make : callable
         The method on a problem with a model and a γ.
-    limit : int
-        Most iterations of the method.
     """
     stop = _clock(parts)
-    iterations = min(ITERATIONS, limit)
     asked = parts.options.gamma
     gammas = GAMMAS if asked == "auto" else (float(asked),)
 
     def error(begun: Begun) -> float:
         return rollout_error(parts, begun.model, begun.state["states.nodes"], zero.mesh)
 
-    def from_start(problem: Problem) -> Begun:
-        model = copy.deepcopy(parts.setup.trained.model)
-        model.fit_normalization(problem.node_data())
-        method = make(problem, model, gammas[0])
-        _run(method, min(method.options.warm_up, limit) + iterations)
-        return Begun(problem, model, method.state(), gammas[0])
+    def from_start(name: str) -> Begun:
+        begun = _at_start(parts, name, problems[name], gammas[0])
+        method = make(begun.problem, begun.model, begun.gamma)
+        _run(method, method.options.warm_up + ITERATIONS)
+        return begun._replace(state=method.state())
 
     problems = starting_problems(parts, zero)
-    first = choose_start([(name, partial(from_start, problem)) for name, problem in problems], error, stop)
+    if "hidden_start" in parts.settled:
+        name, gamma = parts.settled["hidden_start"], parts.settled["hidden_gamma"]
+        return _at_start(parts, name, problems[name], gamma), f"hidden states started from {name}, gamma {gamma:g}."
+    first = choose_start([(name, partial(from_start, name)) for name in problems], error, stop)
 
     path = [first.best]
 
     def at_smaller(gamma: float) -> Begun:
-        path.append(_continued(path[-1], make, gamma, iterations))
+        path.append(_continued(path[-1], make, gamma))
         return path[-1]
 
     later = [(f"{gamma:g}", partial(at_smaller, gamma)) for gamma in gammas[1:]]
@@ -113,16 +121,23 @@ def begin_with_hidden_states(
     return best, _sentence(first, best.gamma, second.tried)
 
 
-def _continued(begun: Begun, make: Callable[[Problem, Model, float], Alpha], gamma: float, iterations: int) -> Begun:
+def _at_start(parts: Ingredients, name: str, problem: Problem, gamma: float) -> Begun:
+    """A start before any training: a copy of the model, its normalisation that of this guess."""
+    model = copy.deepcopy(parts.setup.trained.model)
+    model.fit_normalization(problem.node_data())
+    return Begun(problem, model, {}, gamma, name)
+
+
+def _continued(begun: Begun, make: Callable[[Problem, Model, float], Alpha], gamma: float) -> Begun:
     """A training that goes on with another γ; what it began with stays as it is."""
     method = make(begun.problem, copy.deepcopy(begun.model), gamma)
     method.restore(begun.state)
     method.gamma = gamma
-    _run(method, iterations)
-    return Begun(begun.problem, method.model, method.state(), gamma)
+    _run(method, ITERATIONS)
+    return begun._replace(model=method.model, state=method.state(), gamma=gamma)
 
 
-def starting_problems(parts: Ingredients, zero: StepZero) -> list[tuple[str, Problem]]:
+def starting_problems(parts: Ingredients, zero: StepZero) -> dict[str, Problem]:
     """The training problem with each guess of the hidden states, by the guess's name.
 
     Derivatives are those of step 0's own series, as coarse as the samples' noise asks for, not of the refined one.
@@ -135,7 +150,7 @@ def starting_problems(parts: Ingredients, zero: StepZero) -> list[tuple[str, Pro
     nodes = zero.nodes.copy()
     nodes[:, :, hidden] = coarse.mesh.evaluate(coarse.nodes, owner, times.ravel()).reshape(nodes.shape)[:, :, hidden]
     starts = hidden_starts(zero.mesh, nodes, setup.layout, inputs_at_nodes(zero.mesh, data.inputs))
-    return [(start.name, problem_of(parts, data, replace(zero, nodes=start.nodes))) for start in starts]
+    return {start.name: problem_of(parts, data, replace(zero, nodes=start.nodes)) for start in starts}
 
 
 def rollout_error(parts: Ingredients, model: Model, nodes: Tensor, mesh: Mesh) -> float:
