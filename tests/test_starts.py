@@ -10,6 +10,7 @@ import pytest
 
 from snet_cli.data.trajectory_file import load_trajectories, save_trajectories
 from snet_cli.spectral.mesh import build_mesh
+from snet_cli.training.alpha_mesh import refine_for_alpha
 from snet_cli.training.starts import choose_start, free_states, hidden_starts, lag
 from snet_cli.training.state_layout import lay_out_states
 from tests.command import Snet
@@ -56,6 +57,13 @@ def test_guesses_leave_measured_states_alone_and_chain_the_lags():
 def test_a_velocity_of_a_pair_is_no_free_state():
     layout = lay_out_states(("q",), None, {"q": "v"}, None, 1)
     assert [layout.states[i] for i in free_states(layout)] == ["h1"]
+
+
+def test_hidden_states_get_more_elements_where_samples_are_dense():
+    assert refine_for_alpha(4, 32, 1024) == (4, 32)
+    assert refine_for_alpha(4, 32, 1024, hidden=True) == (4, 85)  # a third of 1024 unknowns
+    assert refine_for_alpha(4, 32, 1024, hidden=True, exact=True) == (4, 32)
+    assert refine_for_alpha(5, 4, 30, hidden=True) == refine_for_alpha(5, 4, 30)
 
 
 # --- the choice ------------------------------------------------------------------------------------------------------
@@ -137,7 +145,7 @@ def test_the_recorded_tanks_are_forecast_as_well_as_published(snet: Snet, seed: 
     for name in ("train", "test"):
         columns = ("--time", "t_s", "--states", "y=y_V", "--inputs", "u=u_V")
         assert snet("import", RECORDING / f"{name}.csv", "-o", f"{name}.h5", *columns).code == 0
-    model = ("--set", "model.hidden_states=1", "--set", "model.hidden=[8]")
+    model = ("--set", "model.hidden_states=1", "--set", "model.activation=softplus")
     assert snet("fit", "train.h5", "-o", "m.h5", "--method", "alpha", "--seed", seed, *model).code == 0
     score = snet("evaluate", "m.h5", "test.h5", "--init-window", 50, "--json")
     assert score.json["rmse"] <= 0.36

@@ -175,7 +175,11 @@ def refined(parts: Ingredients, exact: bool) -> StepZero:
     zero, mesh = setup.step_zero, setup.step_zero.mesh
     if "auto" in (options.order, options.elements):
         order, elements = refine_for_alpha(
-            mesh.basis.order, mesh.elements_of_longest, int(data.row_size.max()), exact=exact
+            mesh.basis.order,
+            mesh.elements_of_longest,
+            int(data.row_size.max()),
+            exact=exact,
+            hidden=bool(free_states(setup.layout)),
         )
         chosen = {"order": order, "elements": elements}
         fixed = options.model_copy(update={k: v for k, v in chosen.items() if getattr(options, k) == "auto"})
