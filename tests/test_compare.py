@@ -7,11 +7,13 @@ import itertools
 import json
 import signal
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, get_args
 
 import numpy as np
 import pytest
+import torch
 
 from snet_cli.cli.signals import Interrupted
 from snet_cli.data.options import CommonOptions
@@ -23,6 +25,7 @@ from snet_cli.training.method import Step
 from snet_cli.workflows import compare as workflow
 from snet_cli.workflows import compare_figures, compare_process
 from snet_cli.workflows.compare import compare
+from snet_cli.workflows.compare_hold import held_forecast
 from snet_cli.workflows.compare_options import CompareOptions, Preset
 from snet_cli.workflows.compare_plan import Job, merged, plan_comparison
 from snet_cli.workflows.compare_process import run_isolated
@@ -89,6 +92,14 @@ def test_each_method_runs_in_a_process_of_its_own(
         data = load_trajectories(files[name])
         samples = data.outputs.reshape(len(data), -1, len(data.output_names))
         assert rows["hold"][key] == pytest.approx(np.mean((samples - samples[:, :1]) ** 2))
+
+
+def test_hold_keeps_the_last_value_of_the_init_window(files: dict[str, str]) -> None:
+    data = replace(load_trajectories(files["train"]), init_window=np.array([4, 0]), x0=None)
+    forecast = held_forecast(data.output_names, data, torch.device("cpu"))
+    held = forecast.trajectories.outputs.reshape(2, -1, len(data.output_names))
+    samples = data.outputs.reshape(held.shape)
+    assert np.array_equal(held, np.repeat([samples[:1, 3], samples[1:, 0]], held.shape[1], axis=1).reshape(held.shape))
 
 
 def test_resume_makes_what_is_missing_and_nothing_else(snet: Snet, files: dict[str, str], here: list[str]) -> None:
@@ -224,6 +235,7 @@ def test_tracked_iterations_are_spread_evenly_and_dense_with_a_target() -> None:
         (["TRAIN", "--preset", "vehicle-noisy"], 2, "simulates its own data"),
         (["TRAIN", "--quick"], 2, "--preset vehicle-dense"),
         ([], 2, "TRAIN is missing"),
+        (["-"], 2, "standard input"),
         (["--checkpoints", "a.h5"], 2, "--test"),
         (["TRAIN", "--set", "model.hiden=[8]"], 2, "Did you mean 'hidden'?"),
         (["TRAIN", "--model", "multi-agent"], 2, "of the model"),

@@ -181,6 +181,8 @@ def plan_comparison(
         For a method that does not exist, or arguments that contradict each other.
     """
     methods, checkpoints = options.method_names, names_in(options.checkpoints)
+    if "-" in (train, options.test, *checkpoints):
+        raise UsageError("each row reads the files anew, which standard input cannot.", "Write it to a file first.")
     experimental = options.preset is not None and options.preset != "paper"
     if options.quick and not experimental:
         raise UsageError("--quick is the small form of an experiment.", "Name one: --preset vehicle-dense")

@@ -9,7 +9,6 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from snet_cli.data.checkpoint_file import load_checkpoint_with_notes, save_checkpoint
@@ -18,11 +17,11 @@ from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.trajectory_file import load_with_notes
 from snet_cli.errors import SnetError
 from snet_cli.evaluation.comparison import ComparisonRow, failed_row
-from snet_cli.forecasting.rollout import ForecastModel, rollout
 from snet_cli.models.user import read_source
 from snet_cli.training.loop import FitResult, Progress, run
 from snet_cli.training.options import FitOptions
 from snet_cli.workflows.compare_gradients import gradient_norms
+from snet_cli.workflows.compare_hold import held_forecast
 from snet_cli.workflows.compare_plan import Job
 from snet_cli.workflows.compare_store import MODEL, Finished, save_curve, save_finished
 from snet_cli.workflows.compare_tracking import Stopwatch, Tracker
@@ -252,7 +251,7 @@ def _hold_row(job: Job, folder: Path, report: Reporter) -> ComparisonRow:
     diverged = None
     for k, data in enumerate((train, test)):
         if data is not None and data.output_names:
-            forecast = rollout(hold_model(names, data, device), data)
+            forecast = held_forecast(names, data, device)
             mse[k] = forecast.mse
             diverged = forecast.diverged if k == 1 else None
     seconds = time.perf_counter() - started
@@ -263,23 +262,4 @@ def _hold_row(job: Job, folder: Path, report: Reporter) -> ComparisonRow:
         train_mse=mse[0],
         test_mse=mse[1],
         diverged=diverged,
-    )
-
-
-def hold_model(names: tuple[str, ...], data: Trajectories, device: torch.device) -> ForecastModel:
-    """X' = 0, whose states are the outputs of these names."""
-    columns = [data.outputs[:, data.output_names.index(n)] if n in data.output_names else np.zeros(1) for n in names]
-    size = np.array([np.nanmax(np.abs(column), initial=1.0) for column in columns])
-    return ForecastModel(
-        derivative=lambda t, x, u: torch.zeros_like(x),
-        state_names=names,
-        output_names=names,
-        observation=np.eye(len(names)),
-        input_names=(),
-        constant_names=(),
-        constants={},
-        center=np.zeros(len(names)),
-        scale=size,
-        start=np.zeros(len(names)),
-        device=device,
     )
