@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from snet_cli.data.checkpoint_file import load_checkpoint_with_notes
+from snet_cli.data.locks import output_lock
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.storage import display
 from snet_cli.data.trajectory_file import load_with_notes
@@ -82,6 +83,14 @@ def compare(
     if dry_run:
         plain = {"command": "compare", "dry_run": True, "preset": options.preset}
         return Compared({**plain, **plan.to_json(), "output": output})
+    with output_lock(output, display(output)):
+        return _compared(plan, output, options, common, report, isolate)
+
+
+def _compared(
+    plan: Plan, output: str, options: CompareOptions, common: CommonOptions, report: Reporter, isolate: bool
+) -> Compared:
+    """Simulate what is to be simulated, make the rows, draw the pictures."""
     _make_folders(output, plan)
     for path, data in plan.data.items():
         _provide(path, data, common, report, options.resume)
