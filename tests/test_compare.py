@@ -317,7 +317,9 @@ def test_snet_is_faster_per_iteration_and_forecasts_better(snet: Snet, name: str
         solvers = [of_case[run.method, case.label(run)] for run in case.runs if "-" in run.method]
         best = min(row["test_mse"] for row in snets)
         for row in solvers:
+            # an iteration of delta is one gradient; one of alpha is twenty, which Euler on a few samples undercuts
+            fast = [each for each in snets if each["method"] == "delta" or row["method"].endswith("dopri5")]
             if row["iterations"]:
-                assert min(each["ms_per_iteration"] for each in snets) < row["ms_per_iteration"]
+                assert all(each["ms_per_iteration"] < row["ms_per_iteration"] for each in fast)
             assert row["test_mse"] is None or best < row["test_mse"]
         assert best < of_case["hold", case.name]["test_mse"]
