@@ -30,12 +30,12 @@ from snet_cli.workflows.trained_model import with_estimated_states
 from snet_cli.workflows.training_plan import Ingredients, problem_of
 
 HIDDEN_PRIOR = 1e-4
-"""λ of λ|θ|² for models with hidden states unless the user gives another. Measured on one recording, the cascaded tanks:
-the training rollout is better without a prior, the forecast of other data worse."""
+"""λ of λ|θ|² for models with hidden states unless the user gives another. On one recording, the cascaded tanks, the
+training rollout is better without a prior, the forecast of other data worse."""
 
 GAMMAS = (10.0, 3.0, 1.0)
-"""γ of the first trainings, and those tried after it, each from where the last one ended. On the recorded tanks all three
-forecast the training data about equally well; values outside them were not tried with these starts."""
+"""γ of the first trainings, and those tried after it, each from where the last one ended. On the recorded tanks all
+three forecast the training data about equally well; values outside them were not tried with these starts."""
 
 ITERATIONS = 30
 """Iterations of each short training, beside the warm-up of the first; not fewer where the method is to take fewer, so
