@@ -29,14 +29,18 @@ from snet_cli.training.robust import huber_weight
 from snet_cli.training.state_step import DEFAULT_MEMORY, GradientStep, build_state_step
 from snet_cli.training.theta_step import ThetaStep, build_theta_step
 
-WARM_GAIN = 0.01
+WARM_GAIN = 1e-3
 """Relative fall of R in one iteration below which the weights know what the series of step 0 can teach them."""
 
 LEAST_WARM_UP = 20
 """Iterations that the weights warm up in any case, where the options allow as many."""
 
-SETTLED_GAIN, SETTLED_FOR = 1e-4, 10
-"""Relative fall of J in one iteration, at its γ, that no forecast shows; and for how many iterations in a row."""
+SETTLED_GAIN, SETTLED_FOR = (1e-6, 1e-4), 10
+"""Relative fall of J in one iteration, at its γ, that no forecast shows, for how many iterations in a row: the larger
+value on noisy data, down to the smaller one on exact data, where the last digits of J still move a forecast."""
+
+NOISE_SHARE = 0.1
+"""That fall of J between the two, relative to the mean square noise in units of c."""
 
 
 class Alpha:
@@ -119,7 +123,12 @@ class Alpha:
         arrived = self.gamma_rule is None or self.gamma_rule.arrived(self.last.misfit)
         if self.quiet < SETTLED_FOR or not arrived or isinstance(self.states, GradientStep):
             return None
-        return f"J has fallen by less than {SETTLED_GAIN:g} of itself in each of {SETTLED_FOR} iterations."
+        return f"J has fallen by less than {self._little():.2g} of itself in each of {SETTLED_FOR} iterations."
+
+    def _little(self) -> float:
+        """Relative fall of J that no forecast shows."""
+        least, most = SETTLED_GAIN
+        return min(max(NOISE_SHARE * self.noise, least), most)
 
     @property
     def evaluations(self) -> int:
@@ -144,7 +153,7 @@ class Alpha:
             self.warming = gains and self.iteration < self.options.warm_up
         else:
             before = self.gamma * self.last.misfit + self.last.residual
-            self.quiet = self.quiet + 1 if abs(before - now.total) <= SETTLED_GAIN * now.total else 0
+            self.quiet = self.quiet + 1 if abs(before - now.total) <= self._little() * now.total else 0
             if self.gamma_rule is not None:
                 self.gamma = self.gamma_rule.update(error)
         self.last = now
