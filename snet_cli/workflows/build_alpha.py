@@ -127,7 +127,7 @@ def _build(parts: Ingredients) -> Training:
         problem, model, plan.gamma, None if validation is None else validation.scorer(), plan.noise * automatic
     )
     if begun is not None and begun.state:
-        method.restore(begun.state)
+        method.restore({**method.state(), **begun.state})  # the short training scored no held-out data
     return Training(
         method,
         rule,

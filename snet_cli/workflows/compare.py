@@ -199,7 +199,7 @@ def _is_there(path: str, data: DataSet) -> bool:
 
 def _all_rows(plan: Plan, output: str, options: CompareOptions, report: Reporter, isolate: bool) -> list[Finished]:
     """Make the rows that are not there yet; the tables are up to date after each."""
-    paths = {str(path) for job in plan.jobs for path in (job.train, job.test, job.checkpoint) if path is not None}
+    paths = {str(path) for job in plan.jobs for path in (job.train, job.test, job.checkpoint, job.source) if path}
     sums = {path: _sum_of(path) for path in sorted(paths)}
     if not options.resume:
         for job in plan.jobs:

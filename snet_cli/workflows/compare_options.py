@@ -25,8 +25,8 @@ DEFAULT_METHODS = ("delta", "alpha", "bkpr-euler", "bkpr-dopri5")
 OWN = ("test", "methods", "checkpoints", "quick", "target_mse", "resume")
 """Fields of `CompareOptions` that `fit` has not."""
 
-NOT_TAKEN = ("method",)
-"""Fields of `FitOptions` that `compare` has not."""
+NOT_TAKEN = ("method", "validation")
+"""Fields of `FitOptions` that `compare` has not; all rows train on the same trajectories."""
 
 
 class CompareOptions(FitOptions):
@@ -64,6 +64,8 @@ class CompareOptions(FitOptions):
             With the nearest name, if there is no such method, or one stands twice.
         """
         names = names_in(self.methods)
+        if self.methods and not names:
+            raise UsageError("--methods names no method.", f"There are {', '.join(METHODS)}.")
         for name in names:
             if name not in METHODS:
                 hint = nearest(name, METHODS) or f"There are {', '.join(METHODS)}."

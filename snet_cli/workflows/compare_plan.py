@@ -111,6 +111,12 @@ class Job:
         limits = TimeLimits(*tree.get("seconds", FULL_LIMITS))
         return cls(**{**tree, "snapshots": tuple(tree["snapshots"]), "seconds": limits})
 
+    @property
+    def source(self) -> str | None:
+        """Path of the user's own model file, if the row has one."""
+        reference = self.model_file or model_reference(self.settings.get("model"))
+        return None if reference is None else reference.rpartition(":")[0]
+
     def fingerprint(self, sums: Mapping[str, str]) -> str:
         """The sha256 of all that the row depends on, versions of programs apart.
 
@@ -122,6 +128,8 @@ class Job:
         files = {role: sums.get(str(getattr(self, role))) for role in ("train", "test", "checkpoint")}
         common = {key: self.common.get(key) for key in DEPENDED_ON}
         depends = [self.kind, self.method, self.case, files, self.settings, common, self.target_mse, self.snapshots]
+        if self.source is not None:
+            depends.append(sums.get(self.source))
         return hashlib.sha256(json.dumps(depends, sort_keys=True).encode()).hexdigest()
 
 
@@ -307,8 +315,10 @@ def _checkpoints(
     """A row for each trained model; its method is read later."""
     stems = [Path(path).stem for path in paths]
     for k, stem in enumerate(stems):
-        if stem in stems[:k]:
-            raise UsageError(f"--checkpoints: two of them are called '{stem}'.", "Rename one: names tell rows apart.")
+        if _slug(stem).lower() in [_slug(other).lower() for other in stems[:k]]:
+            raise UsageError(
+                f"--checkpoints: '{stem}' is called almost as another of them.", "Rename one: names tell rows apart."
+            )
     return [
         Job(
             _slug("checkpoint", stem),

@@ -155,12 +155,14 @@ def _ending(trained: _Trained, train: RolloutScore | None, test: RolloutScore | 
         return ("failed" if failure or not result.iterations else "diverged"), f"{reason}{after}"
     if result.status == "max-time" and result.iterations == 0:
         return result.status, "the time was up before the first iteration: the model is untrained"
-    late = [name for name, score in (("training", train), ("test", test)) if score is not None and score.diverged]
-    if late:
-        counts = {"training": train, "test": test}
-        parts = [f"{counts[name].diverged} {name}" for name in late]  # type: ignore[union-attr]
-        return result.status, f"{' and '.join(parts)} forecasts do not reach their end; scores are over the rest"
-    return result.status, None
+    return result.status, _late(train, test)
+
+
+def _late(train: RolloutScore | None, test: RolloutScore | None) -> str | None:
+    """How many forecasts do not reach their end, if any."""
+    scores = {"training": train, "test": test}
+    parts = [f"{score.diverged} {name}" for name, score in scores.items() if score is not None and score.diverged]
+    return f"forecasts that do not reach their end: {' and '.join(parts)}; scores are over the rest" if parts else None
 
 
 def _save_models(
@@ -230,6 +232,7 @@ def _checkpoint_row(job: Job, folder: Path, report: Reporter) -> ComparisonRow:
         job.method,
         job.case,
         str(known.get("status") or "converged"),
+        _late(scores[0], scores[1]),
         iterations=known.get("iterations"),
         final_loss=dict(known.get("loss") or {}).get("total"),
         train_mse=None if scores[0] is None else scores[0].mse,

@@ -1,13 +1,15 @@
 """The process of one row: ``python -m snet_cli.workflows.compare_worker FOLDER FINGERPRINT``; the job lies in FOLDER.
 
-It speaks on stdout, a JSON object a line: ``{"note": ...}``, ``{"detail": ...}``, ``{"tick": {...}}``. When nobody
-listens any more, it ends.
+It speaks on stdout, a JSON object a line: ``{"note": ...}``, ``{"detail": ...}``, ``{"tick": {...}}``. When the
+comparison that started it is gone, however it ended, it ends too.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import sys
+import threading
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -52,8 +54,16 @@ def _say(tree: dict[str, Any]) -> None:
     print(json.dumps(tree), flush=True)
 
 
+def _end_with(parent: int) -> None:
+    """Leave at once when the parent is gone: its place may be taken by a comparison that goes on in this folder."""
+    while os.getppid() == parent:
+        time.sleep(TICK_SECONDS)
+    os._exit(1)
+
+
 def main(arguments: Sequence[str]) -> int:
     """Make the row of the job in a folder."""
+    threading.Thread(target=_end_with, args=(os.getppid(),), daemon=True).start()
     from snet_cli.workflows.compare_rows import make_row
 
     folder, fingerprint = Path(arguments[0]), arguments[1]
