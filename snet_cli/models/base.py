@@ -14,8 +14,10 @@ from typing import NamedTuple, Self
 import torch
 from torch import Tensor, nn
 
+from snet_cli.models.elementwise import Sine
 from snet_cli.models.jacobian import PointJacobians
 from snet_cli.models.options import Activation, ModelOptions
+from snet_cli.models.stacks import StackForm
 
 
 class StateSpace(NamedTuple):
@@ -105,6 +107,16 @@ class Model(nn.Module):
         """Rates f and ∂f/∂x alone, where a formula is faster than one backward pass per state; else None."""
         return None
 
+    def in_stacks(self, *features: Tensor) -> StackForm | None:
+        """Known rates and terms that are linear in stacks of layers, where f is their sum; None where it is not.
+
+        Parameters
+        ----------
+        *features : Tensor
+            What `features` returned for Q points, in the dtype of the network.
+        """
+        return None
+
     def fit_normalization(self, data: NodeData) -> None:
         """Set normalisation buffers from the training data; structured models have none."""
 
@@ -114,14 +126,6 @@ class Model(nn.Module):
 
 
 _ACTIVATIONS: dict[Activation, type[nn.Module]] = {"tanh": nn.Tanh, "silu": nn.SiLU, "softplus": nn.Softplus}
-
-
-class Sine(nn.Module):
-    """sin(z), elementwise."""
-
-    def forward(self, z: Tensor) -> Tensor:
-        """Apply the sine."""
-        return torch.sin(z)
 
 
 def layers(

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from snet_cli.models.elementwise import value_and_slope
+
 
 class PointJacobians(NamedTuple):
     """f and its derivatives at Q points, each point for itself.
@@ -55,7 +57,7 @@ class StackPass:
                 self._steps.append((layer, z))
                 z = layer(z.to(layer.weight.dtype)).detach()
             else:
-                z, slope = _with_slope(layer, z)
+                z, slope = value_and_slope(layer, z)
                 self._steps.append((None, slope))
         self.output = z
 
@@ -93,15 +95,6 @@ def _write_layer(layer: nn.Linear, rows: Tensor, inputs: Tensor, by_theta: Tenso
     block = by_theta[..., begin:end].view(*rows.shape[:2], *layer.weight.shape)
     torch.mul(rows[..., None], inputs[:, None, None, :], out=block)
     return by_theta[..., :begin]
-
-
-def _with_slope(layer: nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:
-    """σ(z) and σ'(z) of an elementwise layer."""
-    with torch.enable_grad():
-        leaf = z.detach().requires_grad_()
-        value: Tensor = layer(leaf)
-        (slope,) = torch.autograd.grad(value.sum(), leaf)
-    return value.detach(), slope
 
 
 def block_rows(v: Tensor, count: int) -> Tensor:

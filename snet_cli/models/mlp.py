@@ -17,6 +17,7 @@ from snet_cli.errors import UsageError
 from snet_cli.models.base import Model, NodeData, StateSpace, layers
 from snet_cli.models.jacobian import PointJacobians, StackPass
 from snet_cli.models.options import MlpOptions, ModelOptions
+from snet_cli.models.stacks import StackForm, StackTerm
 
 
 class Mlp(Model):
@@ -85,6 +86,14 @@ class Mlp(Model):
     def _in_order(self, learned: Tensor, velocity: Tensor) -> Tensor:
         """All rows of ẋ, in the order of the states."""
         return torch.cat([velocity, learned], -1)[..., self.source] if self.given else learned
+
+    def in_stacks(self, *features: Tensor) -> StackForm:
+        """The learned rows from the network, the given ones as they are."""
+        z, velocity = features
+        known = self._in_order(z.new_zeros(len(z), len(self.learned), dtype=self.output_scale.dtype), velocity)
+        gain = self.output_scale[None, :, None].expand(len(z), -1, -1)
+        rows = self.learned if self.given else slice(0, self.states)
+        return StackForm(known, (StackTerm(self.network, z, gain, rows),))
 
     def closed_form_jacobians(self, t: Tensor, x: Tensor, u: Tensor) -> PointJacobians:
         """The learned rows pass back through the network, then through what normalised its inputs."""

@@ -16,6 +16,7 @@ from snet_cli.dynamics.multi_agent import CONSTANTS, policy_jacobian, policy_vel
 from snet_cli.models.base import Model, StateSpace, layers
 from snet_cli.models.jacobian import PointJacobians, StackPass, as_matrix, block_rows
 from snet_cli.models.options import ModelOptions, MultiAgentOptions
+from snet_cli.models.stacks import StackForm, StackTerm
 
 
 class MultiAgent(Model):
@@ -50,6 +51,12 @@ class MultiAgent(Model):
         """η_i' = J(φ_i) v_i for all agents at once."""
         heading, velocities = features
         return _rates(self.J(heading), velocities)
+
+    def in_stacks(self, *features: Tensor) -> StackForm:
+        """Every agent at every point is a point of the shared network."""
+        heading, velocities = (part.flatten(0, 1) for part in features)
+        gain = velocities[:, None, :].expand(-1, 3, -1)
+        return StackForm(heading.new_zeros(len(heading), 3), (StackTerm(self.J, heading, gain, slice(0, 3)),))
 
     def closed_form_jacobians(self, t: Tensor, x: Tensor, u: Tensor) -> PointJacobians:
         """Every agent at every point is a point of the shared network J; the policy couples the agents in ∂f/∂x."""

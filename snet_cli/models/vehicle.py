@@ -14,6 +14,7 @@ from torch import Tensor
 from snet_cli.models.base import Model, StateSpace, layers
 from snet_cli.models.jacobian import PointJacobians, StackPass, as_matrix, block_rows
 from snet_cli.models.options import ModelOptions, VehicleOptions
+from snet_cli.models.stacks import StackForm, StackTerm
 
 STATES = ("x", "y", "phi", "vx", "vy", "omega")
 INPUTS = ("Fx", "tau")
@@ -52,6 +53,18 @@ class Vehicle(Model):
         """η' = J v and v' = M⁻¹ (u - d - C v)."""
         heading, v, force, mass = features
         return _rates(self.J(heading), self.C(v), self.d(v), v, force, mass)
+
+    def in_stacks(self, *features: Tensor) -> StackForm:
+        """Rows of η' from J, those of v' from C and d; u is known."""
+        heading, v, force, mass = features
+        position, velocity = slice(0, 3), slice(3, 6)
+        along = v[:, None, :].expand(-1, 3, -1)
+        terms = (
+            StackTerm(self.J, heading, along, position),
+            StackTerm(self.C, v, -along / mass[..., None], velocity),
+            StackTerm(self.d, v, -1.0 / mass[..., None], velocity),
+        )
+        return StackForm(torch.cat([torch.zeros_like(v), force / mass], -1), terms)
 
     def closed_form_jacobians(self, t: Tensor, x: Tensor, u: Tensor) -> PointJacobians:
         """The rows of η' pass back through J, those of v' through C and d; M and (sin φ, cos φ) are known."""

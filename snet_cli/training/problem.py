@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snet_cli.models.base import Model, NodeData
+from snet_cli.models.stacks import StackSquares
 from snet_cli.spectral.mesh import Mesh
 from snet_cli.training.state_layout import StateLayout
 
@@ -94,6 +95,9 @@ class Problem:
 class Residual:
     """R as a function of θ with x fixed: features are computed once, a call evaluates f at all points and sums.
 
+    Models that are linear in stacks of layers have R and its gradient by hand (`models.stacks`), all others by
+    automatic differentiation.
+
     Parameters
     ----------
     problem : Problem
@@ -105,11 +109,15 @@ class Residual:
         dtype = next((p.dtype for p in model.parameters()), torch.float64)
         with torch.no_grad():
             self.features = tuple(part.to(dtype) for part in model.features(problem.t, problem.x, problem.u))
-        self.target = problem.derivative
-        self.factor = problem.weight[:, None] * problem.scale**2  # (Q, n)
+            self.target = problem.derivative
+            self.factor = problem.weight[:, None] * problem.scale**2  # (Q, n)
+            form = model.in_stacks(*self.features) if len(self.target) else None
+            self.squares = None if form is None else StackSquares(form, self.target, self.factor)
 
     def __call__(self) -> Tensor:
         """R, a scalar that can be differentiated with respect to θ."""
+        if self.squares is not None:
+            return self.squares()
         defect = self.model.from_features(*self.features) - self.target
         return (self.factor * defect * defect).sum()
 
