@@ -19,10 +19,11 @@ from snet_cli.workflows.training_setup import Setup, prepare
 
 ROUNDS = 15
 PER_ROUND = 10
-"""Iterations of each kind in a round; rounds of the two alternate, so that a slow spell of the machine hits both."""
+"""Iterations of each kind in a round; rounds of the two alternate, so that a slow spell of the machine hits both, and
+processor time is counted."""
 
-WORST_RATIO = 1.3
-"""DESIGN promises that δ-SNet adds at most this to the bare loop."""
+WORST_RATIO = 0.75
+"""Half of the bare loop's time on a quiet machine (`models.stacks` says why); DESIGN promises 1.3 at most."""
 
 
 @pytest.fixture(scope="module")
@@ -68,7 +69,7 @@ def bare_iteration(setup: Setup):
 
 @pytest.mark.bench
 @pytest.mark.usefixtures("_one_thread")
-def test_an_iteration_costs_at_most_1_3_bare_ones(vehicle_file: str, benchmark) -> None:
+def test_an_iteration_costs_less_than_a_bare_one(vehicle_file: str, benchmark) -> None:
     options, setup = setup_of(vehicle_file)
     _, other = setup_of(vehicle_file)
     method = Delta(setup.problem, setup.trained.model, options.theta_step, setup.step_zero.misfit)
@@ -77,12 +78,13 @@ def test_an_iteration_costs_at_most_1_3_bare_ones(vehicle_file: str, benchmark) 
     bare: list[float] = []
 
     def one_round() -> None:
-        result = run(method, Limits(PER_ROUND, stop_when_stalled=False))
-        ours.append(result.seconds / PER_ROUND)
-        begin = time.perf_counter()
+        begin = time.thread_time()
+        run(method, Limits(PER_ROUND, stop_when_stalled=False))
+        ours.append((time.thread_time() - begin) / PER_ROUND)
+        begin = time.thread_time()
         for _ in range(PER_ROUND):
             iteration()
-        bare.append((time.perf_counter() - begin) / PER_ROUND)
+        bare.append((time.thread_time() - begin) / PER_ROUND)
 
     benchmark.pedantic(one_round, rounds=ROUNDS, warmup_rounds=2)
     ours, bare = ours[2:], bare[2:]
@@ -90,5 +92,6 @@ def test_an_iteration_costs_at_most_1_3_bare_ones(vehicle_file: str, benchmark) 
     benchmark.extra_info.update(
         ms_delta=1e3 * statistics.median(ours), ms_bare=1e3 * statistics.median(bare), ratio=ratio
     )
+    print(f"delta {1e3 * statistics.median(ours):.2f} ms, bare {1e3 * statistics.median(bare):.2f} ms: {ratio:.2f}")
     assert ratio <= WORST_RATIO
     assert method.step().residual == pytest.approx(iteration(), rel=1e-9)  # both did the same
