@@ -276,7 +276,7 @@ def test_a_dry_run_shows_all_rows_of_an_experiment_and_writes_nothing(snet: Snet
 @pytest.mark.parametrize("name", EXPERIMENTS)
 def test_an_experiment_of_three_iterations_ends_with_every_row(tmp_path: Path, name: str, here: list[str]) -> None:
     out = str(tmp_path / "out")
-    options = CompareOptions(preset=name, order=7)  # no search for it, which would take a third of the time
+    options = CompareOptions(preset=name, order=7, gamma=3.0)  # no search for them, which would take most of the time
     result = compare(None, out, options, size="tiny", isolate=False).result
     cases = EXPERIMENTS[name].cases
     assert len(result["rows"]) == sum(len(case.runs) + 2 for case in cases)

@@ -170,6 +170,8 @@ def test_gradient_norms_leave_out_what_failed():
     figure = draw_gradient_norms([DELTA, ComparisonRow("bkpr-euler", gradient_norm=points), HOLD])
     lines = {line.get_label(): line.get_ydata().tolist() for line in figure.axes[0].get_lines()}
     assert lines == {"delta 50%": [0.25, 0.2], "bkpr-euler": [2.0, 30.0]}
+    shown = [text.get_text() for text in figure.axes[0].get_xticklabels()]
+    assert shown == ["1", "2", "4", "5", "10"]
     assert draw_gradient_norms([HOLD]) is None
 
 

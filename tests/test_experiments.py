@@ -5,10 +5,15 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
+from snet_cli.data.checkpoint_file import load_checkpoint
+from snet_cli.data.options import CommonOptions
+from snet_cli.data.trajectory_file import save_trajectories
 from snet_cli.errors import UsageError
 from snet_cli.simulation.simulate import simulate
 from snet_cli.systems.options import SimulateOptions
+from snet_cli.training.options import PAPER_PRESET, FitOptions
 from snet_cli.workflows.experiments import EXPERIMENTS, experiment
+from snet_cli.workflows.fit import fit
 
 METHODS = {
     "vehicle-dense": {None: "delta alpha bkpr-euler bkpr-dopri5 adj-euler adj-dopri5", "lobatto-15": "delta alpha"},
@@ -85,3 +90,27 @@ def test_data_options_are_valid_options_of_simulate():
 def test_an_unknown_preset_names_the_nearest():
     with pytest.raises(UsageError, match=r"no preset 'vehicle-dens'\. Did you mean 'vehicle-dense'\?"):
         experiment("vehicle-dens")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["delta", "alpha"])
+def test_increased_gains_leave_the_learning_curve_of_snet_unchanged(method, tmp_path, monkeypatch):
+    """App. C, fig. 5: the iterations after which the loss is below 30, 10, 3, 1 and 0.3 % of the first one.
+
+    Under increased gains they differ by at most a fifth from those under the training policy. The level at which a
+    curve ends is no matter of learning: it is what order 14 leaves of the true f, whose jumps at ±π grow with gains.
+    """
+    monkeypatch.chdir(tmp_path)
+    reached = {}
+    for system in ("multi-agent", "multi-agent-gains"):
+        save_trajectories(f"{system}.h5", simulate(system, trajectories=5).trajectories)
+        for seed in range(2):
+            options = FitOptions(preset="paper", **PAPER_PRESET, method=method, iterations=70)
+            fit(f"{system}.h5", "m.h5", options, CommonOptions(seed=seed), force=True)
+            loss = load_checkpoint("m.h5").extra["history"]["loss"][:, 2]
+            below = loss[:, None] < loss[0] * np.array([0.3, 0.1, 0.03, 0.01, 0.003])
+            assert below.any(0).all()
+            reached[system, seed] = 1 + below.argmax(0)
+    for seed in range(2):
+        ratio = reached["multi-agent-gains", seed] / reached["multi-agent", seed]
+        assert np.all(np.abs(ratio - 1.0) <= 0.2), ratio

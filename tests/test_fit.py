@@ -300,6 +300,15 @@ def test_a_trajectory_with_one_sample_is_refused(snet):
     assert err.startswith("error: trajectory '1' has 1 sample(s); training needs 2.\n")
 
 
+def test_trajectories_of_two_samples_are_trained_on_with_nothing_held_out(snet):
+    data = spirals(2, 30)
+    save_trajectories("two.h5", data.select_rows((data.time == 0) | (data.time == 4)))
+    ran = snet("fit", "two.h5", "-o", "m.h5", "--method", "delta", "--iterations", 2, "--json")
+    assert ran.code == 0
+    assert "are not determined by their samples" in ran.err
+    assert (ran.json["order"], ran.json["elements"]) == (4, 1)
+
+
 def test_a_structured_model_on_other_channels_is_wrong_usage(snet):
     code, err = refused(snet, spirals(2, 30), "--model", "vehicle")
     assert code == 2

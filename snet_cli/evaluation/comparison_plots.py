@@ -223,6 +223,10 @@ def _paths(axes: Axes, forecast: Forecast) -> None:
         axes.set_ylabel(label(names[1], data.units.get(names[1], "")), fontsize=8, parse_math=False)
 
 
+MOST_TICKS = 8
+"""Horizons that have a tick of their own."""
+
+
 def draw_gradient_norms(rows: Sequence[ComparisonRow], time_unit: str = "s") -> Figure | None:
     """Norm of the gradient against the horizon; None where no row has any."""
     rows = [row for row in rows if any(point.norm is not None for point in row.gradient_norm)]
@@ -236,6 +240,10 @@ def draw_gradient_norms(rows: Sequence[ComparisonRow], time_unit: str = "s") -> 
         norm = np.array([np.nan if p.norm is None else p.norm for p in row.gradient_norm], dtype=np.float64)
         _line(axes, horizon, norm, row.label, style.of(row.method, row.case), marker="o")
     _logarithmic(axes)
+    horizons = sorted({point.horizon for row in rows for point in row.gradient_norm})
+    if len(horizons) <= MOST_TICKS:  # decades would leave most of them without a number, or numbers that overlap
+        axes.set_xticks(horizons, [f"{horizon:.3g}" for horizon in horizons])
+        axes.set_xticks([], minor=True)
     axes.set_xlabel(label("horizon", time_unit), fontsize=9)
     axes.set_ylabel("norm of the gradient with respect to the weights", fontsize=9)
     _legend(figure, axes)

@@ -184,8 +184,8 @@ class _Search:
         return min((candidate.error for candidate in self.tried), default=np.inf)
 
     def try_one(self, order: int, elements: int) -> bool:
-        """Fit and score; False if the samples do not carry it, or the time is up."""
-        if self.tried and time.perf_counter() > self.deadline:
+        """Fit and score; False if the samples do not carry it, none can be held out, or the time is up."""
+        if not self.folds or (self.tried and time.perf_counter() > self.deadline):
             return False
         share = max(1, round(elements * float((self.end - self.start).max()) / self.longest))
         mesh = build_mesh(self.start, self.end, share, order, self.jumps)

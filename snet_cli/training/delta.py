@@ -2,6 +2,8 @@
 
 x* = argmin_x L(Mx)                      (step 0, `spectral.fitting`)
 while R(Mx*, θ) > δ:  θ <- step on R(Mx*, θ)
+
+Outside the paper, exact data has a robust form: the steps descend on R under Huber's loss (`training.robust`).
 """
 
 from __future__ import annotations
@@ -12,10 +14,15 @@ import torch
 from torch import Tensor
 
 from snet_cli.models.base import Model
+from snet_cli.training.lbfgs import LbfgsStep
 from snet_cli.training.method import Step
 from snet_cli.training.options import ThetaStepOptions
 from snet_cli.training.problem import Problem, Residual
+from snet_cli.training.robust import median_residual, residual_shares
 from snet_cli.training.theta_step import ThetaStep, build_theta_step
+
+REWEIGHT_EVERY = 50
+"""Iterations between two looks at what each defect counts, where R is robust: the weights have followed by then."""
 
 
 class Delta:
@@ -33,6 +40,10 @@ class Delta:
         Step 0 of held-out data, in the training data's scales.
     prior : float
         λ of a Gaussian prior on θ: what is minimised is R + λ|θ|². Zero in the paper.
+    robust : bool
+        Descend on R under Huber's loss, which is then the total of a step; its residual is R all the same.
+    by_median : bool
+        Score the held-out data by medians instead of R.
     """
 
     name = "delta"
@@ -45,25 +56,32 @@ class Delta:
         misfit: float,
         held_out: Problem | None = None,
         prior: float = 0.0,
+        robust: bool = False,
+        by_median: bool = False,
     ) -> None:
         self.model = model
-        self.prior = prior
+        self.problem = problem
+        self.prior, self.robust, self.by_median = prior, robust, by_median
         self.misfit = misfit
         self.residual = Residual(problem, model)
+        self.descended = self.residual
+        self.share: Tensor | None = None
+        self.iteration = 0
+        self.held_out_problem = held_out
         self.held_out_residual = None if held_out is None else Residual(held_out, model)
         self.solved = False
         self.theta: ThetaStep | None = None
         if model.solve_in_closed_form(problem.node_data()):
             self.solved = True
         else:
-            self.theta = build_theta_step(options, model, self._objective if prior > 0 else self.residual)
+            self.theta = build_theta_step(options, model, self._objective if prior > 0 or robust else self.residual)
 
     def _penalty(self) -> Tensor:
         return self.prior * torch.stack([(p * p).sum() for p in self.model.parameters()]).sum()
 
     def _objective(self) -> Tensor:
-        """R + λ|θ|²."""
-        return self.residual() + self._penalty()
+        """R + λ|θ|², R under Huber's loss where it is robust."""
+        return self.descended() + self._penalty() if self.prior > 0 else self.descended()
 
     @property
     def evaluations(self) -> int:
@@ -74,26 +92,48 @@ class Delta:
         """One step on θ; a model that was solved in closed form only reports its R."""
         if self.theta is None:
             with torch.no_grad():
-                residual = float(self.residual())
+                residual = total = float(self.residual())
         else:
-            residual = self.theta.step()
-            if self.prior > 0:
+            if self.robust and self.iteration and self.iteration % REWEIGHT_EVERY == 0:
                 with torch.no_grad():
-                    residual -= float(self._penalty())
-        return Step(residual, self.misfit, residual)
+                    self._count(residual_shares(self.residual.defect(), self.problem.weight))
+                if isinstance(self.theta, LbfgsStep):
+                    self.theta.gradient = None  # the objective changed; the curvature pairs stay a good guess
+            total = self.theta.step()
+            with torch.no_grad():
+                if self.prior > 0:
+                    total -= float(self._penalty())
+                residual = total if self.share is None else float(self.residual())
+        self.iteration += 1
+        return Step(residual, self.misfit, total)
+
+    def _count(self, share: Tensor) -> None:
+        """Let each squared defect count for so much from now on."""
+        self.share, self.descended = share, Residual(self.problem, self.model, share)
 
     def held_out(self) -> Tensor | None:
-        """R on the held-out trajectories' step 0 (Sec. 7: no ODE is solved)."""
-        if self.held_out_residual is None:
+        """R on the held-out data's step 0 (Sec. 7: no ODE is solved), or what medians make of it."""
+        if self.held_out_residual is None or self.held_out_problem is None:
             return None
         with torch.no_grad():
+            if self.by_median:
+                data = self.held_out_problem
+                return median_residual(self.held_out_residual.defect(), data.weight, data.scale)
             return self.held_out_residual()
 
     def state(self) -> dict[str, Tensor]:
-        """The optimiser's memory; x never moves."""
-        return {} if self.theta is None else self.theta.state()
+        """The optimiser's memory, and what each defect counts; x never moves."""
+        if self.theta is None or not self.robust:
+            return {} if self.theta is None else self.theta.state()
+        counts = {} if self.share is None else {"share": self.share}
+        return {**self.theta.state(), **counts, "iteration": torch.tensor(self.iteration)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned, on a model with the θ of that moment."""
+        own = dict(state)
+        if "iteration" in own:
+            self.iteration = int(own.pop("iteration"))
+        if "share" in own:
+            self._count(own.pop("share"))
         if self.theta is not None:
-            self.theta.restore(state)
+            self.theta.restore(own)

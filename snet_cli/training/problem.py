@@ -102,15 +102,19 @@ class Residual:
     ----------
     problem : Problem
     model : Model
+    share : Tensor, shape (Q, n), optional
+        What each squared defect counts; one unless given.
     """
 
-    def __init__(self, problem: Problem, model: Model) -> None:
+    def __init__(self, problem: Problem, model: Model, share: Tensor | None = None) -> None:
         self.model = model
         dtype = next((p.dtype for p in model.parameters()), torch.float64)
         with torch.no_grad():
             self.features = tuple(part.to(dtype) for part in model.features(problem.t, problem.x, problem.u))
             self.target = problem.derivative
             self.factor = problem.weight[:, None] * problem.scale**2  # (Q, n)
+            if share is not None:
+                self.factor = self.factor * share
             form = model.in_stacks(*self.features) if len(self.target) else None
             self.squares = None if form is None else StackSquares(form, self.target, self.factor)
 
@@ -118,8 +122,12 @@ class Residual:
         """R, a scalar that can be differentiated with respect to θ."""
         if self.squares is not None:
             return self.squares()
-        defect = self.model.from_features(*self.features) - self.target
+        defect = self.defect()
         return (self.factor * defect * defect).sum()
+
+    def defect(self) -> Tensor:
+        """F - ẋ, shape (Q, n)."""
+        return self.model.from_features(*self.features) - self.target
 
 
 def assemble_problem(

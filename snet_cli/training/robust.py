@@ -1,10 +1,15 @@
-"""Huber's loss (Huber 1964) by reweighting, for outliers: in step 0 and in the x-step.
+"""Huber's loss (Huber 1964) by reweighting, for outliers: in step 0, in the x-step, and in the residual of exact data.
 
 ``ρ(r) = r² for |r| ≤ k, else 2k|r| - k²`` is touched from above by ``w r² + const`` with w = min(1, k / |r|) at the
 current r, so that a step that lowers the weighted squares lowers Huber's loss (iteratively reweighted least squares).
 Step 0 needs no weights: replacing y by ``C x + clip(y - C x, ±k)`` and fitting again has the same fixed point (the
 method of modified residuals, Huber & Ronchetti 2009, sec. 7.8). The threshold k is 1.345 robust standard deviations
 of a channel's errors, for 95 % efficiency on Gaussian noise, and stays fixed once it is known.
+
+Where samples are exact, ẋ of step 0 is wrong by what its series cannot follow, and that is no noise: next to nothing on
+most elements, and orders more on those few where x has a kink (agents whose bearing passes ±π). Squared, these decide
+over θ; under Huber's loss they count linearly. There the threshold follows the defects while θ learns
+(`residual_shares`), and held-out elements are scored by medians (`median_residual`), which kinks do not move either.
 """
 
 from __future__ import annotations
@@ -45,6 +50,20 @@ def huber_threshold(error: FloatArray) -> FloatArray:
     largest = np.nanmax(np.where(np.isfinite(magnitude), magnitude, 0.0), axis=0, initial=0.0)
     threshold: FloatArray = TUNING * MAD_TO_STD * spread
     return np.where(threshold > 1e-9 * largest, threshold, np.where(largest > 0, largest, 1.0))
+
+
+def residual_shares(defect: Tensor, weight: Tensor) -> Tensor:
+    """What each squared defect (Q, n) counts under Huber's loss, at the threshold of each state's defects of now.
+
+    Points of weight (Q,) zero do not tell the threshold.
+    """
+    threshold = TUNING * MAD_TO_STD * defect[weight > 0].abs().median(0).values
+    return torch.where(threshold > 0, huber_weight(defect, threshold), torch.ones_like(defect))
+
+
+def median_residual(defect: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+    """R as the median defect of each state tells it: Σ_j (s_j · 1.4826 median |f - ẋ|_j)², from (Q, n), (Q,), (n,)."""
+    return ((scale * MAD_TO_STD * defect[weight > 0].abs().median(0).values) ** 2).sum()
 
 
 def robust_step_zero(

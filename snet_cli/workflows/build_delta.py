@@ -7,6 +7,7 @@ import math
 from snet_cli.training.delta import Delta
 from snet_cli.training.options import PAPER_ITERATIONS, FitOptions
 from snet_cli.training.problem import Problem
+from snet_cli.workflows.build_alpha import is_exact
 from snet_cli.workflows.held_out import HeldOut
 from snet_cli.workflows.training_plan import (
     Ingredients,
@@ -41,7 +42,17 @@ def _build(parts: Ingredients) -> Training:
     validation = validation_of(parts, rule)
     problem, held_out, patience = _held_out(parts, validation)
     prior = prior_strength(setup) if options.prior == "auto" else options.prior
-    method = Delta(problem, setup.trained.model, options.theta_step, setup.step_zero.misfit, held_out, prior)
+    robust = _own_steps(options) and options.tolerance == 0 and is_exact(setup.step_zero, parts.data.train)
+    method = Delta(
+        problem,
+        setup.trained.model,
+        options.theta_step,
+        setup.step_zero.misfit,
+        held_out,
+        prior,
+        robust,
+        by_median=robust and validation is None,  # a validation file is scored as `evaluate --relaxed` does
+    )
     return Training(
         method,
         rule,
@@ -68,13 +79,17 @@ def prior_strength(setup: Setup) -> float:
     return float((scale**2 * zero.rate_variance).sum() / equations)
 
 
+def _own_steps(options: FitOptions) -> bool:
+    """Whether this program decides how to descend, not the paper."""
+    return options.theta_step.name == "lbfgs" and options.preset is None
+
+
 def _held_out(parts: Ingredients, validation: HeldOut | None) -> tuple[Problem, Problem | None, float]:
     """The problem to train on, the one that chooses the best θ, and the patience that goes with it."""
     setup, options = parts.setup, parts.options
     if validation is not None:
         return setup.problem, validation.problem, math.inf
-    generic = options.theta_step.name == "lbfgs" and options.preset is None
-    if generic and setup.step_zero.mesh.elements >= FEWEST_ELEMENTS_TO_SHARE:
+    if _own_steps(options) and setup.step_zero.mesh.elements >= FEWEST_ELEMENTS_TO_SHARE:
         train, held = setup.problem.split_elements(HELD_OUT_SHARE, stream(parts.common.seed, STREAM_HELD_OUT))
         return train, held, PATIENCE
     return setup.problem, None, math.inf
