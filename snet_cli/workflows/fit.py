@@ -18,6 +18,7 @@ from snet_cli.errors import NumericalError, UsageError
 from snet_cli.training.loop import FitResult, Limits, Progress, RunState, keep_nothing, run
 from snet_cli.training.method_choice import MethodChoice
 from snet_cli.training.options import FitOptions
+from snet_cli.workflows.confidence import posterior_at_end
 from snet_cli.workflows.fit_data import FitData, load_fit_data
 from snet_cli.workflows.honest_end import rollout_score
 from snet_cli.workflows.methods import METHODS, build_training, check_unknowns, iterations_of, resolve_method
@@ -199,9 +200,18 @@ def _fit(task: _Task, saved: SavedRun | None) -> dict[str, Any]:
         None if part is None else rollout_score(setup.trained, part, device, report, seconds)
         for part in (data.train, data.validation)
     ]
+    posterior = posterior_at_end(
+        training.method,
+        data.train,
+        setup.layout.outputs,
+        common,
+        report,
+        math.inf if options.max_time is None else options.max_time - task.seconds,
+        result.seconds / max(result.iterations, 1),
+    )
     complete = not report.should_stop()
     summary = summary_of(setup, training, result, scores[0], scores[1])
-    checkpoint = checkpoint_of(setup, training, result, summary, data, options, common, device)
+    checkpoint = checkpoint_of(setup, training, result, summary, data, options, common, device, posterior)
     sha256 = save_checkpoint(task.output, checkpoint, force=task.force or saved is not None)
     answer = {
         **summary,
