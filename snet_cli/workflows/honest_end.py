@@ -41,9 +41,15 @@ APART, LEAST = 3.0, 0.05
 """A rollout disagrees with the loss where its error is so many times that of the method's own trajectories, and at
 least this part of the data's standard deviation."""
 
+BLURRED = 1.5
+"""... or so many times, where the order is too low for the method's own trajectories to follow the samples either."""
+
 BETWEEN = 4.0
 """Mean squared residual between the nodes, relative to that at them, from which on the order is too low; f of a smooth
 model on a series that resolves it gives 1 to 2."""
+
+MOST_TOLD = 1000
+"""Ratio of residuals above which the number says nothing: at the nodes they may vanish."""
 
 
 @dataclass(frozen=True)
@@ -136,12 +142,15 @@ def disagreement(
     own = _own_error(setup, mesh, nodes, result, data)
     if own is None or not math.isfinite(own):
         return None
-    far = score.relative is not None and score.relative > max(APART * own, LEAST)
-    if not far and not failed:
+    error_now = math.inf if score.relative is None else score.relative
+    if not failed and error_now <= max(BLURRED * own, LEAST):
+        return None
+    at, between = (math.nan, math.nan) if nodes is None else _residuals(setup, mesh, nodes, data)
+    if not failed and error_now <= APART * own and not between > BETWEEN * at:
         return None
     error = "no forecast reaches its end" if score.relative is None else f"the rollout's is {score.relative:.2g}"
     facts = f"the loss promises an error of {own:.2g} standard deviations at the samples, {error}"
-    return f"{facts}: {_reason(setup, training, mesh, nodes, data, score)}"
+    return f"{facts}: {_reason(setup, training, mesh, (at, between), data, score)}"
 
 
 def _nodes(setup: Setup, training: Training) -> FloatArray | None:
@@ -166,20 +175,19 @@ def _own_error(
 
 
 def _reason(
-    setup: Setup, training: Training, mesh: Mesh, nodes: FloatArray | None, data: Trajectories, score: RolloutScore
+    setup: Setup,
+    training: Training,
+    mesh: Mesh,
+    residuals: tuple[float, float],
+    data: Trajectories,
+    score: RolloutScore,
 ) -> str:
     """The first cause in the order of the module docstring that the numbers point to, and the remedy."""
-    total, between, at = len(data), math.nan, math.nan
-    if nodes is not None:
-        rates = rate_function(setup.trained.model, data, setup.trained.inputs, setup.problem.t.device)
-        scale = setup.problem.scale.cpu().numpy()
-        finer = raise_order(mesh, min(2 * mesh.basis.order, 100))
-        at = _residual(mesh, nodes, rates(mesh, nodes), scale)
-        fine_nodes = prolong(mesh, nodes, finer)
-        between = _residual(finer, fine_nodes, rates(finer, fine_nodes), scale)
+    total, (at, between) = len(data), residuals
     coarse = between > BETWEEN * at
     remedy = f"raise --order (now {mesh.basis.order}) or --elements (now {mesh.elements_of_longest})"
-    low = f"the residual between the nodes is {math.sqrt(between / at) if at > 0 else math.inf:.2g} times that at them"
+    ratio = f"{math.sqrt(between / at):.2g} times" if between < MOST_TOLD**2 * at else f"over {MOST_TOLD} times"
+    low = f"the residual between the nodes is {ratio} that at them"
     if diverged := score.outcomes.get("diverged", 0):
         also = f" The order is too low as well: {low}; {remedy}." if coarse else ""
         return (
@@ -191,17 +199,26 @@ def _reason(
             f"the model is stiff, {stiff} of {total} forecasts need steps too short to go on. Use a smoother or "
             "smaller network, or fewer iterations."
         )
-    if nodes is None:
+    if math.isnan(at):
         return "its own integration while training took steps that are too long. Try a method with an adaptive solver."
     if coarse:
         return f"the order is too low, {low}. {remedy[0].upper()}{remedy[1:]}."
-    own = math.sqrt(at / len(scale))
+    own = math.sqrt(at / len(setup.layout.states))
     if own > LEAST:
         unmet = f"its trajectories are no solutions of the model, whose rates miss theirs by {own:.2g} of their size"
         if getattr(training.method, "gamma", None) is not None:
             return f"gamma is too large or the model too small, {unmet}. Lower --gamma, or use a larger network."
         return f"{unmet}. Train longer, or let the trajectories move too: --method joint."
     return "small residuals grow along the forecast. Forecast shorter, train longer, or try --method joint."
+
+
+def _residuals(setup: Setup, mesh: Mesh, nodes: FloatArray, data: Trajectories) -> tuple[float, float]:
+    """R at the nodes, and on twice as many, between them."""
+    rates = rate_function(setup.trained.model, data, setup.trained.inputs, setup.problem.t.device)
+    scale = setup.problem.scale.cpu().numpy()
+    finer = raise_order(mesh, min(2 * mesh.basis.order, 100))
+    fine = prolong(mesh, nodes, finer)
+    return _residual(mesh, nodes, rates(mesh, nodes), scale), _residual(finer, fine, rates(finer, fine), scale)
 
 
 def _residual(mesh: Mesh, nodes: FloatArray, rates: FloatArray, scale: FloatArray) -> float:
