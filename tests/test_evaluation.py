@@ -9,10 +9,12 @@ import numpy as np
 import pytest
 
 from snet_cli.errors import RequirementError, UsageError
+from snet_cli.evaluation.coverage import judge_bands
 from snet_cli.evaluation.csv_out import forecast_csv
 from snet_cli.evaluation.metrics import BINS, forecast_errors, horizon_bins, score
 from snet_cli.evaluation.report import Relaxed, build_report
 from snet_cli.evaluation.requirements import check_requirements, flatten, parse_requirements, score_keys
+from snet_cli.forecasting.bands import Band, Bands
 from snet_cli.forecasting.rollout import rollout
 from snet_cli.forecasting.windows import plan_windows
 from tests.forecasts import hand_made, oscillator, recordings, without_samples
@@ -273,7 +275,15 @@ def test_an_unknown_score_is_refused_with_the_nearest(key, near):
 
 
 def test_the_keys_of_bounds_are_the_numbers_of_the_report(noisy):
-    report = build_report(hand_made(*noisy), integrator="dopri5", relaxed=Relaxed(1.0, 1.0, 1.0), seconds=1.0).to_json()
+    forecast = hand_made(*noisy)
+    ends = Band(forecast.trajectories.outputs - 1.0, forecast.trajectories.outputs + 1.0)
+    report = build_report(
+        forecast,
+        integrator="dopri5",
+        relaxed=Relaxed(1.0, 1.0, 1.0),
+        bands=judge_bands(forecast, Bands(ends, ends, 0, 79)),
+        seconds=1.0,
+    ).to_json()
     assert set(score_keys(["x", "y"])) == set(flatten(report)) - {"output"}
 
 

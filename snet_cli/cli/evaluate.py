@@ -18,6 +18,7 @@ EXAMPLE = "snet evaluate model.h5 test.h5"
 EXAMPLES = (
     "snet evaluate model.h5 test.h5 --plot figures",
     "snet evaluate model.h5 test.h5 -o forecast.csv --horizon 1 --from-every 2",
+    "snet evaluate model.h5 test.h5 --bands --plot figures",
     "snet evaluate model.h5 test.h5 --json --require 'mse<=0.02'",
 )
 """Shown at the end of the help."""
@@ -39,6 +40,7 @@ def command(
     rtol: Annotated[Text, flag(EvaluateOptions, "rtol", "TOL")] = None,
     atol: Annotated[Text, flag(EvaluateOptions, "atol", "TOL")] = None,
     relaxed: Annotated[flags.Switch, flag(EvaluateOptions, "relaxed")] = None,
+    bands: Annotated[flags.Switch, flag(EvaluateOptions, "bands")] = None,
     plot: Annotated[Text, flag(EvaluateOptions, "plot", "DIR")] = None,
     require: Annotated[list[str] | None, flag(EvaluateOptions, "require", "'mse<=0.02'")] = None,
     config: flags.Config = None,
@@ -96,4 +98,15 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
             f"without integration (relaxed): total {number(relaxed['total'])}, residual {number(relaxed['residual'])}, "
             f"misfit {number(relaxed['misfit'])}; mse of the rollout {number(result['mse'])}"
         )
-    return lines
+    return lines + ([] if result["bands"] is None else _band_lines(result["bands"]))
+
+
+def _band_lines(bands: Mapping[str, Any]) -> list[str]:
+    rows = [["95 % band", "mean width", "coverage"]]
+    rows += [[name, number(one["mean_width"]), number(one["coverage"])] for name, one in bands["channels"].items()]
+    held = "nothing to compare the bands with"
+    if bands["against"] is not None:
+        what = {"truth": "the truth", "measurements": "the measurements, with noise"}[bands["against"]]
+        held = f"bands hold {number(bands['coverage'])} of {what}"
+    endless = f"; {counted(bands['unbounded'], 'value')} without a finite band" if bands["unbounded"] else ""
+    return [*columns(rows), held + endless]

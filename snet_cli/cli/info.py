@@ -87,9 +87,22 @@ def _model_lines(result: Mapping[str, Any]) -> list[str]:
     for key in ("states", "outputs", "inputs"):
         if contract.get(key):
             lines.append(f"{key}: {', '.join(with_unit(name, units) for name in contract[key])}")
+    if result["confidence"] is not None:
+        lines += _confidence_lines(result["confidence"], contract.get("outputs", []))
     for key, tree in (("model", contract.get("model")), *config.items()):
         if isinstance(tree, Mapping):
             told = {name: value for name, value in tree.items() if value not in (None, [], {}, "")}
             shown = [f"{name}={flow(value)}" for name, value in told.items() if key == "model" or name != "model"]
             lines.append(f"{key}: {' '.join(shown)}")
     return lines
+
+
+def _confidence_lines(confidence: Mapping[str, Any], outputs: list[str]) -> list[str]:
+    noise = zip(outputs, confidence["noise_std"], strict=False)
+    lines = [
+        f"the data determines {confidence['effective']:.3g} of {counted(confidence['numbers'], 'number')}; noise "
+        + ", ".join(f"{name} {number(level)}" for name, level in noise)
+    ]
+    rows = [["parameter", "estimate", "± 95 %"]]
+    rows += [[p["name"], number(p["estimate"]), number(p["half_width"])] for p in confidence["parameters"]]
+    return lines + (columns(rows) if confidence["parameters"] else [])

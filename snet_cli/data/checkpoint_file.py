@@ -5,6 +5,7 @@
     /model/state/<key>               one array per key of the state_dict, dots kept
     /model/source                    text of the user's model file as uint8, with its sha256; optional
     /normalization/<key>
+    /posterior/<key>                 uncertainty of the weights (`data.posterior`); optional
     /<group>/<key>                   what a resume state adds: collocation, optimizer, rng, progress, history, data
 
 The architecture is a name in `contract`, never an import path. Unlike trajectory files, which people correct with
@@ -27,6 +28,7 @@ from numpy.typing import NDArray
 
 from snet_cli.data.content import Array, Content, Value, encode, open_content, to_json
 from snet_cli.data.guard import MAX_OBJECTS
+from snet_cli.data.posterior import describe_posterior, read_posterior
 from snet_cli.data.storage import MAX_BYTES, display, read_image, write_atomic
 from snet_cli.data.trajectory_layout import CHECKPOINT_FORMAT, VERSION, parse_json, require_format
 from snet_cli.data.trajectory_rules import bad_name, bad_text
@@ -335,6 +337,7 @@ def describe_checkpoint_file(path: str | Path, *, max_bytes: int = MAX_BYTES) ->
     checkpoint = loaded.checkpoint
     weights = {name: np.asarray(values) for name, values in checkpoint.state.items()}
     source = checkpoint.model_source
+    posterior = read_posterior(checkpoint.extra, display(path)) if checkpoint.kind == "model" else None
     return {
         "kind": CHECKPOINT_FORMAT,
         "format_version": VERSION,
@@ -345,6 +348,7 @@ def describe_checkpoint_file(path: str | Path, *, max_bytes: int = MAX_BYTES) ->
         "state": {name: {"shape": list(v.shape), "dtype": str(v.dtype)} for name, v in weights.items()},
         "normalization": {name: np.asarray(v).tolist() for name, v in checkpoint.normalization.items()},
         "groups": {group: sorted(members) for group, members in checkpoint.extra.items()},
+        "confidence": None if posterior is None else describe_posterior(checkpoint.state, posterior),
         "config": checkpoint.config,
         "contract": checkpoint.contract,
         "model_source": None

@@ -13,6 +13,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from snet_cli.evaluation.plot_style import (
+    BAND,
     DOTTED,
     FEW_SAMPLES,
     MEASURED,
@@ -30,6 +31,7 @@ from snet_cli.evaluation.plot_style import (
     tidy,
     title,
 )
+from snet_cli.forecasting.bands import Bands
 from snet_cli.forecasting.rollout import Forecast
 
 FloatArray = NDArray[np.float64]
@@ -47,7 +49,7 @@ class PositionPair(NamedTuple):
     up: int
 
 
-def draw_forecast(forecast: Forecast) -> Figure | None:
+def draw_forecast(forecast: Forecast, bands: Bands | None = None) -> Figure | None:
     """Forecasts in time: channels one below the other, forecasts side by side; None where there is nothing to draw.
 
     A single channel has its forecasts one below the other instead, each as wide as the picture.
@@ -65,7 +67,7 @@ def draw_forecast(forecast: Forecast) -> Figure | None:
     for i, name in enumerate(names):
         interval = limits(truth[every, i], predicted[every, i])
         for axes, w in zip(grid[i], shown, strict=True):
-            _draw_channel(axes, forecast, truth, w, i)
+            _draw_channel(axes, forecast, truth, w, i, bands)
             axes.set_ylim(*interval)
             axes.tick_params(labelleft=axes in panels[:, 0], labelbottom=len(names) == 1 or axes in panels[-1])
         for axes in set(grid[i]) & set(panels[:, 0]):
@@ -75,11 +77,11 @@ def draw_forecast(forecast: Forecast) -> Figure | None:
     for axes in panels[-1]:
         axes.set_xlabel(label("time", forecast.observed.time_unit), fontsize=9, parse_math=False)
     figure.align_ylabels(panels[:, 0])
-    _finish(figure, forecast, legend_handles(forecast, True), len(shown), len(names))
+    _finish(figure, forecast, legend_handles(forecast, True, bands is not None), len(shown), len(names))
     return figure
 
 
-def _draw_channel(axes: Axes, forecast: Forecast, truth: FloatArray, w: int, channel: int) -> None:
+def _draw_channel(axes: Axes, forecast: Forecast, truth: FloatArray, w: int, channel: int, bands: Bands | None) -> None:
     """One panel."""
     rows = rows_of(forecast, w)
     time = forecast.windows.time[rows]
@@ -89,6 +91,10 @@ def _draw_channel(axes: Axes, forecast: Forecast, truth: FloatArray, w: int, cha
     unscored = recorded & ~forecast.scored[rows]
     if unscored.any():
         axes.axvspan(time[0], time[unscored][-1], color=WINDOW, linewidth=0)
+    if bands is not None:
+        lower, upper = (ends[rows, channel] for ends in bands.truth)
+        known = np.isfinite(lower) & np.isfinite(upper)
+        axes.fill_between(time, lower, upper, where=known, color=BAND, linewidth=0)
     if shows_samples(forecast):
         axes.plot(
             time, forecast.observed.outputs[rows, channel], color=MEASURED, linestyle="none", marker=".", markersize=2.5

@@ -42,6 +42,10 @@ class EvaluateOptions(BaseModel):
         default=False,
         description="Score the model without solving the ODE as well: what Eq. 4 leaves on the series of the data.",
     )
+    bands: bool = Field(
+        default=False,
+        description="Forecast 95 % bands of the noise-free outputs as well, from the confidence that joint keeps.",
+    )
     plot: str | None = Field(default=None, description="Folder for pictures (PNG).")
     require: Annotated[list[str], BeforeValidator(listed)] = Field(
         default=[], description="Bound that must hold, such as 'mse<=0.02'; else exit 7. May be repeated."

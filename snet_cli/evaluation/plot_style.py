@@ -17,6 +17,7 @@ TRUTH = "#d62728"
 MODEL = "#1f5fb4"
 MEASURED = "#b5b5b5"
 WINDOW = "#f2e9d0"
+BAND = "#c3d5ee"
 DOTTED = (0, (1.2, 1.4))
 """Dots as long as the line is wide."""
 
@@ -91,8 +92,8 @@ def limits(reference_values: FloatArray, predicted: FloatArray) -> tuple[float, 
     return low - margin, high + margin
 
 
-def legend_handles(forecast: Forecast, in_time: bool) -> list[Artist]:
-    """What the lines mean; samples and init windows are drawn in time only."""
+def legend_handles(forecast: Forecast, in_time: bool, bands: bool = False) -> list[Artist]:
+    """What the lines mean; samples, init windows and bands are drawn in time only."""
     against = "measured" if forecast.true_outputs is None else "truth"
     handles: list[Artist] = [
         Line2D([], [], color=TRUTH, linestyle=DOTTED, linewidth=1.6, label=against),
@@ -103,6 +104,8 @@ def legend_handles(forecast: Forecast, in_time: bool) -> list[Artist]:
     if not in_time:
         handles.append(Line2D([], [], color=MODEL, linestyle="none", marker="o", markersize=4, label="start"))
         return handles
+    if bands:
+        handles.append(Patch(color=BAND, label="95 % band"))
     if shows_samples(forecast):
         handles.append(Line2D([], [], color=MEASURED, linestyle="none", marker=".", markersize=5, label="measured"))
     if not forecast.scored[forecast.windows.row >= 0].all():

@@ -21,6 +21,7 @@ from snet_cli.data.storage import check_output, display, write_atomic
 from snet_cli.errors import OutputError
 from snet_cli.evaluation.error_plots import draw_error_by_horizon, draw_learning_curve
 from snet_cli.evaluation.forecast_plots import draw_forecast, draw_plane
+from snet_cli.forecasting.bands import Bands
 from snet_cli.forecasting.rollout import Forecast
 
 FloatArray = NDArray[np.float64]
@@ -55,7 +56,9 @@ def check_folder(folder: str | Path, force: bool = False) -> None:
         check_output(Path(folder) / name, force)
 
 
-def draw_pictures(forecast: Forecast, history: FloatArray | None = None) -> dict[str, bytes]:
+def draw_pictures(
+    forecast: Forecast, history: FloatArray | None = None, bands: Bands | None = None
+) -> dict[str, bytes]:
     """All pictures that have something to show, as PNG by file name.
 
     Parameters
@@ -63,9 +66,10 @@ def draw_pictures(forecast: Forecast, history: FloatArray | None = None) -> dict
     forecast : Forecast
     history : ndarray, shape (iterations, 4), optional
         Residual, misfit, total and held-out score of each iteration of training.
+    bands : Bands, optional
     """
     drawings: Mapping[str, Callable[[], Figure | None]] = {
-        "forecast.png": lambda: draw_forecast(forecast),
+        "forecast.png": lambda: draw_forecast(forecast, bands),
         "plane.png": lambda: draw_plane(forecast),
         "error_by_horizon.png": lambda: draw_error_by_horizon(forecast),
         "learning_curve.png": lambda: None if history is None else draw_learning_curve(history),
@@ -75,7 +79,11 @@ def draw_pictures(forecast: Forecast, history: FloatArray | None = None) -> dict
 
 
 def write_pictures(
-    folder: str | Path, forecast: Forecast, history: FloatArray | None = None, force: bool = False
+    folder: str | Path,
+    forecast: Forecast,
+    history: FloatArray | None = None,
+    force: bool = False,
+    bands: Bands | None = None,
 ) -> list[Path]:
     """Draw the pictures into a folder; returns the files written.
 
@@ -86,7 +94,7 @@ def write_pictures(
     """
     check_folder(folder, force)
     written: list[Path] = []
-    for name, png in draw_pictures(forecast, history).items():
+    for name, png in draw_pictures(forecast, history, bands).items():
         write_atomic(Path(folder) / name, png, force)
         written.append(Path(folder) / name)
     return written

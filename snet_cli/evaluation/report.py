@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any, NamedTuple
 
+from snet_cli.evaluation.coverage import Coverage
 from snet_cli.evaluation.metrics import Scores, score
 from snet_cli.forecasting.flow import Integrator
 from snet_cli.forecasting.initial_state import KINDS
@@ -50,6 +51,7 @@ class EvaluationReport:
     evaluations : int
         Calls of f, each on a batch.
     relaxed : Relaxed or None
+    bands : Coverage or None
     seconds : float or None
     output : str or None
     pictures : tuple of str
@@ -67,6 +69,7 @@ class EvaluationReport:
     integrator: Integrator
     evaluations: int
     relaxed: Relaxed | None = None
+    bands: Coverage | None = None
     seconds: float | None = None
     output: str | None = None
     pictures: tuple[str, ...] = ()
@@ -94,6 +97,7 @@ class EvaluationReport:
             "by_horizon": [{"t": each.t, "rmse": dict(each.rmse)} for each in s.by_horizon],
             "scored_values": s.scored_values,
             "relaxed": None if self.relaxed is None else self.relaxed._asdict(),
+            "bands": None if self.bands is None else self.bands.to_json(),
             "integrator": self.integrator,
             "evaluations": self.evaluations,
             "seconds": self.seconds,
@@ -156,6 +160,7 @@ def build_report(
     integrator: Integrator,
     trajectories: int | None = None,
     relaxed: Relaxed | None = None,
+    bands: Coverage | None = None,
     seconds: float | None = None,
     output: str | None = None,
     pictures: tuple[str, ...] = (),
@@ -169,6 +174,7 @@ def build_report(
     trajectories : int, optional
         Trajectories of the data; by default those that any forecast is of.
     relaxed : Relaxed, optional
+    bands : Coverage, optional
     seconds : float, optional
     output : str, optional
     pictures : tuple of str
@@ -188,6 +194,7 @@ def build_report(
         integrator=integrator,
         evaluations=forecast.evaluations,
         relaxed=relaxed,
+        bands=bands,
         seconds=seconds,
         output=output,
         pictures=pictures,

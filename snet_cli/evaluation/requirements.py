@@ -30,6 +30,7 @@ TOTALS = (
 )  # fmt: skip
 OUTCOME_KEYS = ("outcomes.ok", "outcomes.diverged", "outcomes.step-underflow", "outcomes.budget")
 RELAXED_KEYS = ("relaxed.total", "relaxed.residual", "relaxed.misfit")
+BAND_KEYS = ("bands.level", "bands.coverage", "bands.unbounded", "bands.failed", "bands.members")
 CHANNEL_KEYS = ("mse", "rmse", "nrmse", "fit_percent", "max_abs")
 
 
@@ -59,7 +60,10 @@ class Requirement(NamedTuple):
 def score_keys(channels: Iterable[str]) -> list[str]:
     """All paths that a bound may name, for these channels."""
     names = list(channels)
-    keys = [*TOTALS, *OUTCOME_KEYS, *RELAXED_KEYS]
+    keys = [*TOTALS, *OUTCOME_KEYS, *RELAXED_KEYS, *BAND_KEYS]
+    keys += [f"bands.channels.{name}.{key}" for name in names for key in ("mean_width", "coverage")]
+    in_bin = ("t", "coverage", *(f"mean_width.{name}" for name in names))
+    keys += [f"bands.by_horizon.{k}.{key}" for k in range(BINS) for key in in_bin]
     keys += [f"channels.{name}.{key}" for name in names for key in CHANNEL_KEYS]
     return keys + [f"by_horizon.{k}.{key}" for k in range(BINS) for key in ("t", *(f"rmse.{name}" for name in names))]
 

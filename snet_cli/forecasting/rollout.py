@@ -162,7 +162,7 @@ def rollout(
     )
     check_inputs_reach(data, flow.inputs, windows)
     measured = measured_outputs(model, data, windows)
-    N = _init_windows(data, windows, init_window)
+    N = init_windows(data, windows, init_window)
     start = initial_states(flow, data, windows, measured, N)
     solution = flow.solve(windows.owner, start.states, windows.start, windows.row_size, windows.time)
     states = solution.states.cpu().numpy()
@@ -222,7 +222,7 @@ def _true_outputs(model: ForecastModel, data: Trajectories, windows: Windows) ->
     return _at_rows(values, windows) if np.isfinite(values).any() else None
 
 
-def _init_windows(data: Trajectories, windows: Windows, init_window: int | None) -> IntArray:
+def init_windows(data: Trajectories, windows: Windows, init_window: int | None) -> IntArray:
     """N of each forecast, shape (W,): the option, else the file's, else 0."""
     if init_window is not None:
         return np.full(len(windows), init_window, np.int64)
@@ -255,4 +255,4 @@ def _shell(model: ForecastModel, data: Trajectories, windows: Windows, init_wind
     )
 
 
-__all__ = ["Forecast", "ForecastModel", "mean_square", "measured_outputs", "rollout"]
+__all__ = ["Forecast", "ForecastModel", "init_windows", "mean_square", "measured_outputs", "rollout"]

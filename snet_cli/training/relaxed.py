@@ -176,6 +176,10 @@ class RelaxedProblem:
         """The same with other sample weights (K, d), which robust losses change between steps."""
         return replace(self, observed=replace(self.observed, weight=weight))
 
+    def with_channel(self, channel: Tensor) -> RelaxedProblem:
+        """The same with another cost (d,) of each output's squared error."""
+        return replace(self, observed=replace(self.observed, channel=channel))
+
 
 def misfit(relaxed: RelaxedProblem, nodes: Tensor) -> Tensor:
     """Each trajectory's part of L, shape (B,): (K_b / K) L_b. Masked samples have no influence whatever."""

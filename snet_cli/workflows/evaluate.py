@@ -16,15 +16,18 @@ from snet_cli.data.storage import check_no_input_is_overwritten, check_output, w
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.trajectory_file import load_with_notes, save_trajectories
 from snet_cli.errors import CheckpointError
+from snet_cli.evaluation.coverage import judge_bands
 from snet_cli.evaluation.csv_out import forecast_csv
 from snet_cli.evaluation.options import EvaluateOptions
 from snet_cli.evaluation.plots import check_folder, write_pictures
 from snet_cli.evaluation.report import Relaxed, build_report
 from snet_cli.evaluation.requirements import parse_requirements
+from snet_cli.forecasting.bands import Bands, with_bands
 from snet_cli.forecasting.rollout import Forecast, rollout
 from snet_cli.forecasting.windows import Windows, plan_windows
 from snet_cli.models.user import read_source
 from snet_cli.training.relaxed_score import RelaxedRule
+from snet_cli.workflows.bands import bands_of, required_posterior
 from snet_cli.workflows.held_out import hold_out, scorable
 from snet_cli.workflows.provenance import history_line, provenance
 from snet_cli.workflows.reporter import Reporter, Silent
@@ -82,6 +85,7 @@ def evaluate(
     trained.check_fits(data)
     if options.relaxed:
         _require_rule(trained, model)
+    posterior = required_posterior(loaded.checkpoint, trained, model) if options.bands else None
     parse_requirements(options.require, trained.layout.outputs)  # a bound that names nothing fails before any work
     set_threads(common.threads, len(data) * EVALUATION_WIDTH)
     windows = plan_windows(data, horizon=options.horizon, from_every=options.from_every)
@@ -103,20 +107,24 @@ def evaluate(
         atol=options.atol,
         should_stop=report.should_stop,
     )
+    bands = None
+    if posterior is not None:
+        bands = bands_of(trained, posterior, data, forecast, options, common, device, report)
     record = provenance(
         "evaluate",
         {**options.model_dump(mode="json"), **common.model_dump(mode="json")},
         parents={"model": loaded.sha256, "test": data_file.sha256},
     )
     if output is not None:
-        _write(output, forecast, record, (loaded.checkpoint.history, data.history), force)
+        _write(output, forecast, bands, record, (loaded.checkpoint.history, data.history), force)
     history = loaded.checkpoint.extra.get("history", {}).get("loss")
-    pictures = [] if options.plot is None else write_pictures(options.plot, forecast, history, force)
+    pictures = [] if options.plot is None else write_pictures(options.plot, forecast, history, force, bands)
     summary = build_report(
         forecast,
         integrator=options.integrator,
         trajectories=len(data),
         relaxed=relaxed,
+        bands=None if bands is None else judge_bands(forecast, bands),
         seconds=time.perf_counter() - started,
         output=output,
         pictures=tuple(str(path) for path in pictures),
@@ -165,10 +173,18 @@ def _plan(trained: TrainedModel, data: Trajectories, windows: Windows) -> dict[s
     }
 
 
-def _write(output: str, forecast: Forecast, record: dict[str, Any], earlier: tuple[str, ...], force: bool) -> None:
+def _write(
+    output: str,
+    forecast: Forecast,
+    bands: Bands | None,
+    record: dict[str, Any],
+    earlier: tuple[str, ...],
+    force: bool,
+) -> None:
     """The forecast as a trajectory file, or as a table."""
     if output.lower().endswith(".csv"):
-        write_atomic(output, forecast_csv(forecast), force)
+        write_atomic(output, forecast_csv(forecast, bands), force)
         return
-    predicted = replace(forecast.trajectories, provenance=record, history=history_line(record, earlier))
+    predicted = forecast.trajectories if bands is None else with_bands(forecast.trajectories, bands)
+    predicted = replace(predicted, provenance=record, history=history_line(record, earlier))
     save_trajectories(output, predicted, force)

@@ -18,8 +18,9 @@ from snet_cli.errors import NumericalError, UsageError
 from snet_cli.training.loop import FitResult, Limits, Progress, RunState, keep_nothing, run
 from snet_cli.training.method_choice import MethodChoice
 from snet_cli.training.options import FitOptions
+from snet_cli.workflows.confidence import posterior_at_end
 from snet_cli.workflows.fit_data import FitData, load_fit_data
-from snet_cli.workflows.honest_end import rollout_score
+from snet_cli.workflows.honest_end import disagreement, rollout_score
 from snet_cli.workflows.methods import METHODS, build_training, check_unknowns, iterations_of, resolve_method
 from snet_cli.workflows.metrics_file import MetricsFile
 from snet_cli.workflows.provenance import history_line, provenance
@@ -38,6 +39,7 @@ from snet_cli.workflows.run_state import encode_state, on_device
 from snet_cli.workflows.train_one import (
     checkpoint_of,
     limits_of,
+    mesh_of,
     resolved_options,
     set_up,
     summary_of,
@@ -199,12 +201,29 @@ def _fit(task: _Task, saved: SavedRun | None) -> dict[str, Any]:
         None if part is None else rollout_score(setup.trained, part, device, report, seconds)
         for part in (data.train, data.validation)
     ]
+    reason = (
+        None
+        if scores[0] is None
+        else disagreement(setup, training, mesh_of(setup, training), result, data.train, scores[0])
+    )
+    if reason is not None:
+        report.note(reason)
+    posterior = posterior_at_end(
+        training.method,
+        data.train,
+        setup.layout.outputs,
+        common,
+        report,
+        math.inf if options.max_time is None else options.max_time - task.seconds,
+        result.seconds / max(result.iterations, 1),
+    )
     complete = not report.should_stop()
     summary = summary_of(setup, training, result, scores[0], scores[1])
-    checkpoint = checkpoint_of(setup, training, result, summary, data, options, common, device)
+    checkpoint = checkpoint_of(setup, training, result, summary, data, options, common, device, posterior)
     sha256 = save_checkpoint(task.output, checkpoint, force=task.force or saved is not None)
     answer = {
         **summary,
+        "disagreement": reason,
         "resumed_from": None if saved is None else saved.state.iteration,
         "seconds": task.seconds,
         "seconds_setup": setup_seconds,

@@ -12,6 +12,7 @@ import torch
 from snet_cli import __version__
 from snet_cli.data.checkpoint_file import Checkpoint
 from snet_cli.data.options import CommonOptions
+from snet_cli.data.posterior import Posterior
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.spectral.mesh import Mesh
 from snet_cli.training.loop import FitResult, Limits, Progress
@@ -169,6 +170,7 @@ def checkpoint_of(
     options: FitOptions,
     common: CommonOptions,
     device: torch.device,
+    posterior: Posterior | None = None,
 ) -> Checkpoint:
     """The trained model with everything that a file keeps of its making."""
     resolved = resolved_options(options, common, setup, training, device)
@@ -180,6 +182,7 @@ def checkpoint_of(
         record,
         f"{setup.choice.name} model trained by {summary['method']}",
         history_line(record, [data.train.history]),
+        posterior,
     )
 
 

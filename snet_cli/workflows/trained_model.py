@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snet_cli.data.checkpoint_file import Checkpoint
+from snet_cli.data.posterior import GROUP, Posterior
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.errors import CheckpointError, SnetError, UsageError
 from snet_cli.forecasting.rollout import ForecastModel
@@ -180,6 +181,7 @@ def to_checkpoint(
     provenance: dict[str, Any],
     title: str,
     history: str,
+    posterior: Posterior | None = None,
 ) -> Checkpoint:
     """All of it as arrays and JSON."""
     contract = {
@@ -204,7 +206,7 @@ def to_checkpoint(
         contract=contract,
         state=state,
         normalization={"centre": trained.centre, "scale": trained.scale, "start": trained.start},
-        extra={"history": {"loss": losses}},
+        extra={"history": {"loss": losses}, **({} if posterior is None else {GROUP: posterior.to_arrays()})},
         title=title,
         history=history,
         provenance=provenance,

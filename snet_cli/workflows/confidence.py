@@ -1,0 +1,73 @@
+"""The posterior of θ at the end of a fit, where the method's equations hold it: kept in the checkpoint."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from snet_cli.data.options import CommonOptions
+from snet_cli.data.posterior import Posterior
+from snet_cli.data.trajectories import Trajectories
+from snet_cli.errors import NumericalError
+from snet_cli.training.arrow import DEFAULT_MEMORY
+from snet_cli.training.joint import Joint
+from snet_cli.training.method import Method
+from snet_cli.training.posterior import MOST_NUMBERS, fits_memory, posterior_of
+from snet_cli.workflows.reporter import Reporter
+
+MEMORY_SHARE = 0.25
+"""Share of `--max-memory` for matrices of N_θ² doubles."""
+
+STEPS_WORTH = 4.0
+"""What the posterior costs, in iterations of the method: two eliminations and the sums over the samples."""
+
+
+def posterior_at_end(
+    method: Method,
+    data: Trajectories,
+    outputs: tuple[str, ...],
+    common: CommonOptions,
+    report: Reporter,
+    seconds: float,
+    each: float,
+) -> Posterior | None:
+    """The posterior of the θ that is kept; None, with a note, where there is none.
+
+    Parameters
+    ----------
+    method : Method
+        Only `joint` holds the equations for it.
+    data : Trajectories
+        The training data, for the noise that it states.
+    outputs : tuple of str
+        The model's outputs.
+    seconds, each : float
+        Time that is left, and that one iteration took.
+    """
+    if not isinstance(method, Joint):
+        return None
+    numbers = sum(p.numel() for p in method.model.parameters())
+    memory = DEFAULT_MEMORY if common.max_memory is None else int(MEMORY_SHARE * common.max_memory)
+    if numbers == 0:
+        return None
+    if not fits_memory(numbers, memory):
+        why = f"has more than {MOST_NUMBERS}" if numbers > MOST_NUMBERS else "does not fit --max-memory with"
+        report.note(f"no confidence is kept: the model {why} weights ({numbers}); snet evaluate --bands needs it.")
+        return None
+    if report.should_stop() or seconds < STEPS_WORTH * each:
+        report.note("no confidence is kept: the time was up. snet evaluate --bands needs it; --resume computes it.")
+        return None
+    stated = np.array([data.noise_std.get(name, np.nan) for name in outputs])
+    try:
+        with torch.no_grad():
+            found = posterior_of(method.arrow, method.nodes, method.gamma, np.where(stated > 0, stated, np.nan))
+    except (NumericalError, np.linalg.LinAlgError, torch.OutOfMemoryError):
+        found = None
+    if found is None:
+        report.note("no confidence is kept: the equations at the end of the fit are singular or not finite.")
+    else:
+        report.detail(
+            f"confidence: the data determines {found.effective:.1f} of {numbers} numbers; noise "
+            + ", ".join(f"{name} {noise:.3g}" for name, noise in zip(outputs, found.noise_std, strict=True))
+        )
+    return found

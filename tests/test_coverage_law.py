@@ -1,0 +1,36 @@
+"""Bands hold what they promise on simulated vehicles, within the training horizon and far beyond it."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+SETTINGS = [(1, "1.0"), (2, "0.5"), (3, "0.5")]
+"""Seed of the training data, and the share of the samples that is kept."""
+
+
+@pytest.mark.slow
+def test_bands_hold_nine_tenths_to_99_percent_of_the_truth(snet):
+    held = []
+    for seed, keep in SETTINGS:
+        simulated = ("simulate", "vehicle", "-f")
+        train = snet(
+            *simulated, "-o", "a.h5", "--noise", "0.05", "--seed", seed, "--keep", keep, "--trajectories", "50"
+        )
+        test = snet(
+            *simulated, "-o", "t.h5", "--seed", seed + 100, "--trajectories", "20", "--horizon", "100",
+            "--samples", "201",
+        )  # fmt: skip
+        fit = snet("fit", "a.h5", "-o", "m.h5", "-f", "--method", "joint", "--set", "model.hidden=[16]")
+        for ran in (train, test, fit):
+            assert ran.code == 0, ran.err
+        found = [
+            snet("evaluate", "m.h5", "t.h5", "--bands", "--horizon", horizon, "--json").json["bands"]
+            for horizon in ("10", "100")
+        ]
+        held.append([found[0]["coverage"], found[1]["coverage"], found[1]["by_horizon"][-1]["coverage"]])
+        assert found[1]["unbounded"] == 0
+    # one fit has one error in θ, which all its forecasts share: coverages of a fit scatter about the level
+    assert np.min(held) > 0.85
+    assert (np.mean(held, axis=0) > 0.90).all()
+    assert (np.mean(held, axis=0) < 0.99).all()
