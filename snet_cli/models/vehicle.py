@@ -21,9 +21,12 @@ INPUTS = ("Fx", "tau")
 
 
 START = 0.1
-"""Size of the first output weights relative to those of other networks. C and d of full size make a vehicle that blows up
-within seconds: of the seeds 0 to 9 six cannot be integrated over 10 s by DoPr5 within 5 000 evaluations, and no solver
-method could take its first step. With a tenth all ten take about 150. The paper does not say how its weights start."""
+"""Size of the first output weights, relative to those of other networks.
+
+C and d of full size make a vehicle that blows up: of the seeds 0 to 9 DoPr5 cannot integrate six over 10 s within 5 000
+evaluations, so that no solver method could take its first step. With a tenth all ten take about 150. The paper does not
+say how its weights start.
+"""
 
 
 class Vehicle(Model):
