@@ -6,9 +6,10 @@ import pytest
 import torch
 from scipy.optimize import least_squares
 
-from snet_cli.training.arrow import ArrowProblem, Linearisation
+from snet_cli.training.arrow import ArrowProblem
 from snet_cli.training.continuation import Continuation
 from snet_cli.training.joint import WARM_UP, Joint
+from snet_cli.training.linearisation import Linearisation
 from snet_cli.training.relaxed import misfit
 from tests.alpha_cases import relaxed_spirals
 from tests.training_cases import A, B, network, true_spiral
@@ -61,7 +62,7 @@ class Dense:
 def test_a_step_is_that_of_the_dense_normal_equations(known, memory):
     data, _, relaxed, nodes = relaxed_spirals(3, elements=3, order=5, known=known)
     model, damping = network(data), 1e-2
-    problem = ArrowProblem(relaxed, model, nodes, prior=PRIOR, memory=memory)
+    problem = ArrowProblem(relaxed, model, nodes, prior=PRIOR, memory=memory, formed=True)
     assert len(problem.batches) == (1 if memory > 1 else 3)
     system = Linearisation(problem, nodes, GAMMA, damping)
     move = system.solve(damping)

@@ -18,8 +18,9 @@ from snet_cli.workflows.training_plan import (
 )
 from snet_cli.workflows.training_setup import STREAM_HELD_OUT, Setup, stream
 
-DEFAULT_ITERATIONS = {"lbfgs": 1500, "adam": 2000}
-"""Limits outside the preset: L-BFGS has gained what a forecast can show by then (README, "What it reaches")."""
+DEFAULT_ITERATIONS = {"lbfgs": 1500, "adam": 2000, "lm": 100}
+"""Limits outside the preset: L-BFGS and Levenberg-Marquardt have gained what a forecast can show by then (README,
+"What it reaches")."""
 
 HELD_OUT_SHARE = 0.1
 """Share of the elements whose residual only decides when to stop, where there is no validation data."""
@@ -47,7 +48,7 @@ def _build(parts: Ingredients) -> Training:
         rule,
         iteration_limit(options, DELTA),
         patience,
-        stalls=options.theta_step.name == "lbfgs",
+        stalls=options.theta_step.name != "adam",
         closed_form=method.theta is None,
         validation=validation,
     )
@@ -73,7 +74,7 @@ def _held_out(parts: Ingredients, validation: HeldOut | None) -> tuple[Problem, 
     setup, options = parts.setup, parts.options
     if validation is not None:
         return setup.problem, validation.problem, math.inf
-    generic = options.theta_step.name == "lbfgs" and options.preset is None
+    generic = options.theta_step.name != "adam" and options.preset is None
     if generic and setup.step_zero.mesh.elements >= FEWEST_ELEMENTS_TO_SHARE:
         train, held = setup.problem.split_elements(HELD_OUT_SHARE, stream(parts.common.seed, STREAM_HELD_OUT))
         return train, held, PATIENCE

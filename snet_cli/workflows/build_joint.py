@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from snet_cli.training.arrow import DEFAULT_MEMORY
 from snet_cli.training.gamma import noise_misfit
-from snet_cli.training.joint import Joint
+from snet_cli.training.joint import EXACT_WARM_UP, Joint
 from snet_cli.training.options import FitOptions
 from snet_cli.training.relaxed import RelaxedProblem, channel_scale, known_noise, known_start_mask, relax
 from snet_cli.training.robust import as_tensor
@@ -26,7 +26,7 @@ from snet_cli.workflows.training_plan import (
 FloatArray = NDArray[np.float64]
 
 JOINT_ITERATIONS = 200
-"""Iterations, the warm-up's ten among them: eight levels of γ take two to eight each, each refinement twenty more."""
+"""Iterations beside a long warm-up: eight levels of γ take two to eight each, each refinement twenty more."""
 
 UNKNOWNS_PER_SAMPLE = 2.0
 """Unknowns per state and sample time that refinement may reach: under the exact constraint X has no freedom of its own,
@@ -67,10 +67,12 @@ def _build(parts: Ingredients) -> Training:
         prior=_prior(relaxed, noise) if options.prior == "auto" else options.prior,
         held_out=None if validation is None else validation.scorer(),
         threshold=None if zero.threshold is None else as_tensor(zero.threshold, parts.device),
+        exact=exact,
         remesher=DataRemesher(parts, channels, rule, UNKNOWNS_PER_SAMPLE) if automatic else None,
         memory=DEFAULT_MEMORY if memory is None else int(MEMORY_SHARE * memory),
     )
-    return Training(method, rule, iteration_limit(options, JOINT), mesh=zero.mesh, validation=validation)
+    limit = iteration_limit(options, JOINT) + (EXACT_WARM_UP if exact and options.iterations is None else 0)
+    return Training(method, rule, limit, mesh=zero.mesh, validation=validation)
 
 
 JOINT = MethodEntry(_build, _iterations)
