@@ -21,6 +21,9 @@ EASIER, HARDER = 5.0, 2.5
 NO_CURVATURE = 1e-14
 """Least measure of a weight, relative to the largest curvature: one without any influence must not leave S singular."""
 
+NO_SIZE = 1e-6
+"""Mean cost of a tensor relative to that of all weights below which its magnitude says nothing about its scale."""
+
 GRAM_COLUMNS = 128
 """Columns whose products are formed at a time by `symmetric_gram`."""
 
@@ -68,10 +71,13 @@ def weight_measure(curvature: Tensor, parameters: list[nn.Parameter]) -> Tensor:
     square = mean_squares(parameters)
     cost = curvature * square
     level = cost.mean()
+    by_tensor = torch.cat([part.mean().expand(part.numel()) for part in cost.split([p.numel() for p in parameters])])
+    # a tensor that is zero, or was a moment ago, tells no size (small units would come with a large curvature): its own
+    # curvature serves
+    sized = (square > 0) & (by_tensor > NO_SIZE * level)
     by_size = level / torch.where(square > 0, square, 1.0)
-    # a tensor of zeros has no size yet: its own curvature serves
     floor = NO_CURVATURE * curvature.max() + torch.finfo(curvature.dtype).tiny
-    return torch.where(square > 0, by_size, curvature).clamp_min(floor)
+    return torch.where(sized, by_size, curvature).clamp_min(floor)
 
 
 def mean_squares(parameters: list[nn.Parameter]) -> Tensor:

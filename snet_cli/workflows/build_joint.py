@@ -11,6 +11,7 @@ from snet_cli.training.joint import EXACT_WARM_UP, Joint
 from snet_cli.training.options import FitOptions
 from snet_cli.training.relaxed import RelaxedProblem, channel_scale, known_noise, known_start_mask, relax
 from snet_cli.training.robust import as_tensor
+from snet_cli.training.starts import free_states
 from snet_cli.workflows.build_alpha import is_exact, refined
 from snet_cli.workflows.remesh import DataRemesher
 from snet_cli.workflows.training_plan import (
@@ -49,6 +50,8 @@ def _build(parts: Ingredients) -> Training:
     options, setup, data = parts.options, parts.setup, parts.data
     free = options.x0 == "free"
     exact = is_exact(setup.step_zero, data.train)
+    # a guess of a hidden state is never exact, and what it was guessed with would look right
+    known_exactly = exact and not free_states(setup.layout) and not setup.layout.lags
     zero = refined(parts, exact)
     problem = problem_of(parts, data.train, zero)
     noise = _noise(parts, exact)
@@ -67,11 +70,11 @@ def _build(parts: Ingredients) -> Training:
         prior=_prior(relaxed, noise) if options.prior == "auto" else options.prior,
         held_out=None if validation is None else validation.scorer(),
         threshold=None if zero.threshold is None else as_tensor(zero.threshold, parts.device),
-        exact=exact,
+        exact=known_exactly,
         remesher=DataRemesher(parts, channels, rule, UNKNOWNS_PER_SAMPLE) if automatic else None,
         memory=DEFAULT_MEMORY if memory is None else int(MEMORY_SHARE * memory),
     )
-    limit = iteration_limit(options, JOINT) + (EXACT_WARM_UP if exact and options.iterations is None else 0)
+    limit = iteration_limit(options, JOINT) + (EXACT_WARM_UP if known_exactly and options.iterations is None else 0)
     return Training(method, rule, limit, mesh=zero.mesh, validation=validation)
 
 

@@ -75,7 +75,7 @@ def check_method(name: str, layout: StateLayout) -> None:
     what = f"nothing measures {', '.join(unknown)}" if unknown else "the outputs do not determine the states"
     raise UsageError(
         f"method {name} needs the trajectory of every state, and {what}.",
-        "Choose --method alpha, which estimates them.",
+        "Choose --method joint or alpha, which estimate them.",
     )
 
 
@@ -92,7 +92,8 @@ def check_unknowns(method: str, parts: Ingredients) -> tuple[str, ...]:
     setup, data = parts.setup, parts.data.train
     values = int(np.isfinite(data.outputs).sum())
     known = known_start_mask(data, setup.layout.states)[0] if parts.options.x0 != "free" else False
-    starts = int((~np.broadcast_to(known, (len(data), len(setup.layout.states)))).sum())
+    free = ~np.broadcast_to(known, (len(data), len(setup.layout.states)))
+    starts = int(free.sum() - free[:, [s for s, _ in setup.layout.lags]].sum())  # lagged inputs start at u(t0)
     if values < starts:
         raise DataError(
             f"{values} measured values cannot determine {starts} initial states ({len(setup.layout.states)} in each of "
