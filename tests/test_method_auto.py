@@ -22,8 +22,11 @@ def snet(tmp_path, monkeypatch, capsys) -> Snet:
 @pytest.mark.parametrize(
     ("file", "options", "method", "words"),
     [
-        ("dense.h5", (), "delta", "below 0.001, and every trajectory is densely sampled."),
-        ("dense.h5", ("--order", 14, "--elements", 1), "delta", "below 0.001, and every trajectory"),
+        ("dense.h5", (), "joint", "below 0.001, and every trajectory is densely sampled. The Schur complement of"),
+        ("dense.h5", ("--order", 14, "--elements", 1), "joint", "weights fits the memory."),
+        ("dense.h5", ("--max-memory", "20MB"), "delta", "weights are too many for --max-memory.)"),
+        ("dense.h5", ("--model", "linear"), "delta", "every trajectory is densely sampled."),
+        ("dense.h5", ("--set", "model.input_lag=each"), "joint", "the inputs lag. The Schur complement of"),
         ("noisy.h5", (), "alpha", "standard deviations of 'b', not below 0.001."),
         (
             "few.h5",

@@ -66,6 +66,16 @@ SCHUR_COPIES = 4
 """Arrays as large as S that live at once: S, a batch's share of it, damped, factor."""
 
 
+def schur_fits(weights: int, memory: float) -> bool:
+    """Whether S is formed: not for thousands of weights, and not where it alone would not fit into memory (bytes)."""
+    return weights <= MOST_WEIGHTS and 8 * SCHUR_COPIES * weights**2 <= memory
+
+
+def batch_bytes(unknowns: int, weights: int, rows: int) -> int:
+    """Bytes that elements of together so many unknowns take, `rows` of them in each."""
+    return 8 * unknowns * (CROSS_COPIES * weights + BLOCK_COPIES * rows)
+
+
 class Loss(NamedTuple):
     """R of the projected equations, what the ψ_p-component adds to it, L and ν|θ|²; J = γ(L + ν|θ|²) + R."""
 
@@ -157,9 +167,7 @@ class ArrowProblem:
     ) -> None:
         self.model, self.prior, self.memory = model, prior, memory
         self.parameters = list(model.parameters())
-        size = self.theta().numel()
-        fits = size <= MOST_WEIGHTS and 8 * SCHUR_COPIES * size**2 <= memory
-        self.formed = fits if formed is None else formed
+        self.formed = schur_fits(self.theta().numel(), memory) if formed is None else formed
         mode = torch.from_numpy(relaxed.mesh.basis.M[:, -1].copy()).to(nodes.device)
         root = relaxed.quadrature.sqrt()
         tail = root * mode
@@ -182,8 +190,8 @@ class ArrowProblem:
         grams = sample_grams(relaxed)
         first = relaxed.mesh.first_element
         rows = self.rows
-        copies = CROSS_COPIES * self.theta().numel() * self.formed + BLOCK_COPIES * rows
-        room = min(self.memory, BATCH_BYTES * CROSS_COPIES) // (8 * rows * copies)
+        one = batch_bytes(rows, self.theta().numel() * self.formed, rows)
+        room = min(self.memory, BATCH_BYTES * CROSS_COPIES) // one
         begin = 0
         while begin < relaxed.trajectories:
             fits = int((first <= first[begin] + room).sum()) - 1

@@ -50,14 +50,17 @@ class KrylovSystem:
     """
 
     def __init__(self, product: Callable[[Tensor], Tensor], gradient: Tensor, parameters: list[nn.Parameter]) -> None:
-        self.product = product
-        self.measure = _estimated_measure(product, parameters)
-        self.root = self.measure.sqrt()
-        start = -gradient / self.root
+        self.product, self.gradient = product, gradient
+        self.use_measure(_estimated_measure(product, parameters))
+
+    def use_measure(self, measure: Tensor) -> None:
+        """Start the basis anew in the metric of another m."""
+        self.measure, self.root = measure, measure.sqrt()
+        start = -self.gradient / self.root
         self.size = float(start.norm())
         self.basis = [start / self.size] if self.size > 0 else []
         self.diagonal: list[float] = []
-        self.next_to_it: list[float] = []
+        self.next_to_it: list[float] = []  # below the diagonal of T
 
     def solve(self, damping: float) -> Tensor | None:
         """Dθ for μ, the basis extended until it is accurate enough; None where the step is not finite."""

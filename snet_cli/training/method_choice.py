@@ -1,4 +1,8 @@
-"""`--method auto`: δ-SNet where step 0 leaves nothing to improve, α-SNet otherwise, and the test that decided."""
+"""`--method auto`: which method, and the test that decided.
+
+Where step 0 leaves nothing to improve, `joint` (δ-SNet where its Schur complement does not fit the memory); likewise
+where inputs lag. Otherwise α-SNet.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from numpy.typing import NDArray
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.spectral.fitting import ILL_CONDITIONED, channel_scales
 from snet_cli.spectral.mesh import Mesh
+from snet_cli.training.state_layout import StateLayout
 
 SAMPLES_PER_UNKNOWN = 2.0
 """Measured values per unknown of its series that every trajectory and channel must have for δ-SNet."""
@@ -85,3 +90,26 @@ def choose_method(
     if relative[j] >= EXACT:
         return MethodChoice("alpha", f"{found}, not below {EXACT:g}.")
     return MethodChoice("delta", f"{found}, below {EXACT:g}, and every trajectory is densely sampled.")
+
+
+def or_joint(choice: MethodChoice, layout: StateLayout, weights: int, fits: bool, closed_form: bool) -> MethodChoice:
+    """`joint` instead, where it is known to be better and its Schur complement fits the memory.
+
+    Parameters
+    ----------
+    choice : MethodChoice
+        Of `choose_method`.
+    weights : int
+        N_θ.
+    fits : bool
+        Whether S and the arrays of a trajectory fit.
+    closed_form : bool
+        Whether a formula solves for θ with x fixed, so that there is nothing to iterate.
+    """
+    only_lags = bool(layout.lags) and len(layout.hidden) == len(layout.lags)
+    if closed_form or not (choice.method == "delta" or only_lags):
+        return choice
+    if not fits:
+        return choice._replace(reason=f"{choice.reason} (joint: {weights} weights are too many for --max-memory.)")
+    what = "the inputs lag." if only_lags else choice.reason
+    return MethodChoice("joint", f"{what} The Schur complement of {weights} weights fits the memory.")

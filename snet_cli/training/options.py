@@ -50,9 +50,9 @@ class FitOptions(BaseModel):
         default="auto",
         description="delta; alpha for sparse, noisy or partly observed data; joint: trajectories and weights together "
         "down to the exact equations; bkpr-euler, bkpr-dopri5, adj-euler, "
-        "adj-dopri5 and anode are the solver-based neighbours, to compare with; auto: delta where every trajectory has "
+        "adj-dopri5 and anode are the solver-based neighbours, to compare with; auto: joint where every trajectory has "
         "two samples per unknown, step 0 is well conditioned, its held-out error is below 1e-3 of each channel's "
-        "deviation and all states are measured, else alpha.",
+        "deviation and all states are measured, or inputs lag (delta where joint does not fit the memory), else alpha.",
     )
     model: dict[str, Any] | str | None = Field(
         default=None, description="Model: a registry name, FILE.py:Class, or a tree with its options."

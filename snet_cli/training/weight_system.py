@@ -71,7 +71,9 @@ def weight_measure(curvature: Tensor, parameters: list[nn.Parameter]) -> Tensor:
     square = mean_squares(parameters)
     cost = curvature * square
     level = cost.mean()
-    by_tensor = torch.cat([part.mean().expand(part.numel()) for part in cost.split([p.numel() for p in parameters])])
+    by_tensor = torch.cat(
+        [part.mean().expand(part.numel()) for part in torch.split(cost, [p.numel() for p in parameters])]
+    )
     # a tensor that is zero, or was a moment ago, tells no size (small units would come with a large curvature): its own
     # curvature serves
     sized = (square > 0) & (by_tensor > NO_SIZE * level)

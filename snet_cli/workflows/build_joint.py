@@ -60,7 +60,6 @@ def _build(parts: Ingredients) -> Training:
     relaxed = relax(problem, data.train, channels, known_start=known)
     rule = relaxed_rule(parts, problem, SCORE_GAMMA if options.gamma == "auto" else options.gamma, free=free)
     validation = validation_of(parts, rule)
-    memory = parts.common.max_memory
     automatic = options.order == options.elements == "auto"
     method = Joint(
         problem,
@@ -72,10 +71,15 @@ def _build(parts: Ingredients) -> Training:
         threshold=None if zero.threshold is None else as_tensor(zero.threshold, parts.device),
         exact=known_exactly,
         remesher=DataRemesher(parts, channels, rule, UNKNOWNS_PER_SAMPLE) if automatic else None,
-        memory=DEFAULT_MEMORY if memory is None else int(MEMORY_SHARE * memory),
+        memory=joint_memory(parts.common.max_memory),
     )
     limit = iteration_limit(options, JOINT) + (EXACT_WARM_UP if known_exactly and options.iterations is None else 0)
     return Training(method, rule, limit, mesh=zero.mesh, validation=validation)
+
+
+def joint_memory(most: float | None) -> int:
+    """Bytes for the normal equations under `--max-memory`."""
+    return DEFAULT_MEMORY if most is None else int(MEMORY_SHARE * most)
 
 
 JOINT = MethodEntry(_build, _iterations)
