@@ -9,6 +9,9 @@ from tests.command import Snet, run_in
 from tests.training_cases import spirals
 
 
+SMALL = ("--set", "model.hidden=[8]")
+
+
 @pytest.fixture
 def snet(tmp_path, monkeypatch, capsys) -> Snet:
     """`snet` in an empty folder with spirals: `dense.h5` without noise, `noisy.h5`, and `few.h5` with few samples."""
@@ -22,9 +25,10 @@ def snet(tmp_path, monkeypatch, capsys) -> Snet:
 @pytest.mark.parametrize(
     ("file", "options", "method", "words"),
     [
-        ("dense.h5", (), "joint", "below 0.001, and every trajectory is densely sampled. The Schur complement of"),
-        ("dense.h5", ("--order", 14, "--elements", 1), "joint", "weights fits the memory."),
-        ("dense.h5", ("--max-memory", "20MB"), "delta", "weights are too many for --max-memory.)"),
+        ("dense.h5", SMALL, "joint", "below 0.001, and every trajectory is densely sampled. The Schur complement of"),
+        ("dense.h5", ("--order", 14, "--elements", 1, *SMALL), "joint", "weights fits the memory."),
+        ("dense.h5", ("--max-memory", "100kB", *SMALL), "delta", "weights are too many for --max-memory.)"),
+        ("dense.h5", (), "delta", "(joint: 360 measured values for 1282 weights.)"),
         ("dense.h5", ("--model", "linear"), "delta", "every trajectory is densely sampled."),
         ("dense.h5", ("--set", "model.input_lag=each"), "joint", "the inputs lag. The Schur complement of"),
         ("noisy.h5", (), "alpha", "standard deviations of 'b', not below 0.001."),

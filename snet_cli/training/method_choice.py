@@ -92,7 +92,9 @@ def choose_method(
     return MethodChoice("delta", f"{found}, below {EXACT:g}, and every trajectory is densely sampled.")
 
 
-def or_joint(choice: MethodChoice, layout: StateLayout, weights: int, fits: bool, closed_form: bool) -> MethodChoice:
+def or_joint(
+    choice: MethodChoice, layout: StateLayout, weights: int, values: int, *, fits: bool, closed_form: bool
+) -> MethodChoice:
     """`joint` instead, where it is known to be better and its Schur complement fits the memory.
 
     Parameters
@@ -101,6 +103,8 @@ def or_joint(choice: MethodChoice, layout: StateLayout, weights: int, fits: bool
         Of `choose_method`.
     weights : int
         N_θ.
+    values : int
+        Measured values; where they are fewer, Gauss-Newton has nothing to stand on and is slow.
     fits : bool
         Whether S and the arrays of a trajectory fit.
     closed_form : bool
@@ -109,6 +113,8 @@ def or_joint(choice: MethodChoice, layout: StateLayout, weights: int, fits: bool
     only_lags = bool(layout.lags) and len(layout.hidden) == len(layout.lags)
     if closed_form or not (choice.method == "delta" or only_lags):
         return choice
+    if values < weights and not only_lags:
+        return choice._replace(reason=f"{choice.reason} (joint: {values} measured values for {weights} weights.)")
     if not fits:
         return choice._replace(reason=f"{choice.reason} (joint: {weights} weights are too many for --max-memory.)")
     what = "the inputs lag." if only_lags else choice.reason

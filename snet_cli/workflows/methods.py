@@ -59,7 +59,14 @@ def resolve_method(parts: Ingredients) -> MethodChoice:
         determined=layout.all_measured,
     )
     weights = sum(p.numel() for p in parts.setup.trained.model.parameters())
-    return or_joint(choice, layout, weights, _joint_fits(parts, weights), parts.setup.choice.name == "linear")
+    return or_joint(
+        choice,
+        layout,
+        weights,
+        int(np.isfinite(data.outputs).sum()),
+        fits=_joint_fits(parts, weights),
+        closed_form=parts.setup.choice.name == "linear",
+    )
 
 
 def _joint_fits(parts: Ingredients, weights: int) -> bool:
