@@ -8,7 +8,6 @@ from snet_cli.data.trajectory_file import save_trajectories
 from tests.command import Snet, run_in
 from tests.training_cases import spirals
 
-
 SMALL = ("--set", "model.hidden=[8]")
 
 

@@ -181,7 +181,8 @@ class Linearisation:
 
     def _usable(self, done: _Eliminated, *others: Tensor) -> bool:
         """Whether everything is finite and A has a factor; says so in `finite` and `failed`."""
-        self.finite = all(bool(torch.isfinite(part).all()) for part in (*done.system, *others))
+        # one that is not finite spoils the sum, which is far cheaper than a mask as large as G
+        self.finite = all(bool(torch.isfinite(part.sum())) for part in (*done.system, *others))
         self.failed = not self.finite or bool(done.factor.failed.any())
         if self._keeps and not self.failed:
             self._kept.append(done)
