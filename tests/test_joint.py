@@ -6,9 +6,11 @@ import pytest
 import torch
 from scipy.optimize import least_squares
 
-from snet_cli.training.arrow import ArrowProblem, Linearisation
+from snet_cli.training import krylov
+from snet_cli.training.arrow import ArrowProblem
 from snet_cli.training.continuation import Continuation
 from snet_cli.training.joint import WARM_UP, Joint
+from snet_cli.training.linearisation import Linearisation
 from snet_cli.training.relaxed import misfit
 from tests.alpha_cases import relaxed_spirals
 from tests.training_cases import A, B, network, true_spiral
@@ -61,7 +63,7 @@ class Dense:
 def test_a_step_is_that_of_the_dense_normal_equations(known, memory):
     data, _, relaxed, nodes = relaxed_spirals(3, elements=3, order=5, known=known)
     model, damping = network(data), 1e-2
-    problem = ArrowProblem(relaxed, model, nodes, prior=PRIOR, memory=memory)
+    problem = ArrowProblem(relaxed, model, nodes, prior=PRIOR, memory=memory, formed=True)
     assert len(problem.batches) == (1 if memory > 1 else 3)
     system = Linearisation(problem, nodes, GAMMA, damping)
     move = system.solve(damping)
@@ -188,3 +190,49 @@ def test_fit_joint_writes_a_model_whose_gamma_has_fallen(snet):
     assert ran.json["loss"]["total"] < 0.1
     fixed = snet("fit", "t.h5", "-o", "f.h5", "--gamma", 0.5, "--iterations", 12, *common)
     assert fixed.json["gamma"] == 0.5
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_a_step_without_the_schur_complement_is_the_one_with_it(known, monkeypatch):
+    data, _, relaxed, nodes = relaxed_spirals(3, elements=3, order=5, known=known)
+    model = network(data, hidden=[4])
+    monkeypatch.setattr(krylov, "ACCURACY", 1e-9)
+    moves = []
+    for formed in (True, False):
+        system = Linearisation(ArrowProblem(relaxed, model, nodes, prior=PRIOR, formed=formed), nodes, GAMMA, 1e-2)
+        system.reduced.measure.fill_(1e-3)  # the measures differ: one is estimated
+        if not formed:
+            system.reduced.use_measure(system.reduced.measure)
+        moves.append([system.solve(damping) for damping in (1.0, 1e-2)])
+    for exact, krylov_move in zip(*moves, strict=True):
+        torch.testing.assert_close(krylov_move.weights, exact.weights, rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(krylov_move.states, exact.states, rtol=1e-6, atol=1e-8)
+        assert krylov_move.promise == pytest.approx(exact.promise, rel=1e-6)
+
+
+@pytest.mark.parametrize("hidden", [[3], [24]])  # fewer weights than unknowns in an element, and more
+def test_the_schur_complement_is_that_of_the_dense_matrix(hidden):
+    data, _, relaxed, nodes = relaxed_spirals(2, elements=2, order=8)
+    model = network(data, hidden=hidden)
+    system = Linearisation(ArrowProblem(relaxed, model, nodes), nodes, GAMMA, 1e-2)
+    dense = Dense(relaxed, model, nodes)
+    J = torch.func.jacrev(dense.residuals)(dense.start)
+    count = dense.points * dense.n
+    measure = torch.zeros(dense.points, dense.n, dtype=torch.float64)
+    measure.index_add_(0, dense.place.flatten(), system.problem.measure.flatten(0, 1))
+    J = J[: len(J) - len(dense.start) + count]  # without the prior's rows
+    A = J[:, :count].T @ J[:, :count] + torch.diag(1e-2 * GAMMA * measure.flatten())
+    B, D = J[:, :count].T @ J[:, count:], J[:, count:].T @ J[:, count:]
+    expected = D - B.T @ torch.linalg.solve(A, B)
+    torch.testing.assert_close(system.schur, expected, rtol=0, atol=1e-11 * float(D.diagonal().max()))
+
+
+def test_many_weights_train_without_the_schur_complement():
+    data, problem, relaxed, _ = relaxed_spirals(3)
+    method = Joint(problem, relaxed, network(data, hidden=[40, 40]), gamma=GAMMA, memory=40_000_000)
+    assert not method.arrow.formed
+    method.iteration = WARM_UP
+    before = method.arrow.loss(method.nodes).total(GAMMA)
+    totals = [method.step().total for _ in range(4)]
+    assert totals == sorted(totals, reverse=True)
+    assert totals[-1] < 0.1 * before

@@ -8,6 +8,8 @@ from snet_cli.data.trajectory_file import save_trajectories
 from tests.command import Snet, run_in
 from tests.training_cases import spirals
 
+LAG = ("--set", "model={hidden: [8], input_lag: each}")
+
 
 @pytest.fixture
 def snet(tmp_path, monkeypatch, capsys) -> Snet:
@@ -23,7 +25,14 @@ def snet(tmp_path, monkeypatch, capsys) -> Snet:
     ("file", "options", "method", "words"),
     [
         ("dense.h5", (), "delta", "below 0.001, and every trajectory is densely sampled."),
-        ("dense.h5", ("--order", 14, "--elements", 1), "delta", "below 0.001, and every trajectory"),
+        (
+            "dense.h5",
+            ("--order", 14, "--elements", 1),
+            "delta",
+            "below 0.001, and every trajectory is densely sampled.",
+        ),
+        ("dense.h5", LAG, "joint", "the inputs lag. The Schur complement of"),
+        ("dense.h5", (*LAG, "--max-memory", "100kB"), "alpha", "weights are too many for --max-memory.)"),
         ("noisy.h5", (), "alpha", "standard deviations of 'b', not below 0.001."),
         (
             "few.h5",

@@ -302,7 +302,7 @@ def test_a_run_that_diverged_stays_so_and_one_that_never_began_leaves_nothing(fi
 def test_without_a_state_a_run_starts_afresh_where_nothing_would_be_lost(file):
     report = Stopper()
     assert fit("a.h5", "m.h5", QUICK, resume=True, report=report)["resumed_from"] is None
-    assert report.notes == ["there is no state of an earlier run (m.h5.resume): starting afresh."]
+    assert report.notes[0] == "there is no state of an earlier run (m.h5.resume): starting afresh."
     for path in (state_path("m.h5"), previous_path("m.h5")):
         os.unlink(path)
     with pytest.raises(OutputError, match=r"m\.h5: exists already"):

@@ -228,7 +228,7 @@ def test_delta_learns_a_linear_system_in_one_step():
     assert method.evaluations == 1
 
 
-@pytest.mark.parametrize("name", ["adam", "lbfgs"])
+@pytest.mark.parametrize("name", ["adam", "lbfgs", "lm"])
 def test_delta_lowers_the_residual_on_training_and_held_out_elements(name):
     data = spirals(12, 60)
     train, other = problem_of(data, order=6, elements=6).split_elements(0.3, 0)

@@ -1,8 +1,9 @@
 """A generic network on normalised states and inputs, with what a user knows built in.
 
 Known are: which states are angles (the network sees sine and cosine), which channels it must not see, and which pairs
-obey q' = v (that row is given, not learned). Normalisation lives in buffers fitted to step 0: inputs have mean 0 and
-standard deviation 1, outputs are in units of the root mean square of ẋ.
+obey q' = v (that row is given, not learned). Inputs may act through a first-order lag s' = (u - s) / τ: then s is a
+state, the network sees it instead of u, and of that row τ alone is learned. Normalisation lives in buffers fitted to
+step 0: inputs have mean 0 and standard deviation 1, outputs are in units of the root mean square of ẋ.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import difflib
 from typing import Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snet_cli.errors import UsageError
 from snet_cli.models.base import Model, NodeData, StateSpace, layers
@@ -29,15 +30,19 @@ class Mlp(Model):
         channels = space.states + space.inputs
         angles, hidden_from = set(options.angles), set(options.exclude)
         self.given = {space.states.index(q): space.states.index(v) for q, v in options.second_order.items()}
-        learned = [i for i in range(len(space.states)) if i not in self.given]
+        # state of each lagged input -> that input
+        self.lags = {} if options.input_lag == "none" else lag_states(space)
+        lagged = {space.inputs[j] for j in self.lags.values()}
+        unseen = {space.states[i] for i, j in self.lags.items() if space.inputs[j] in hidden_from} | lagged
+        learned = [i for i in range(len(space.states)) if i not in self.given and i not in self.lags]
         self.angle = torch.tensor([channels.index(c) for c in options.angles if c not in hidden_from], dtype=torch.long)
-        plain = [i for i, c in enumerate(channels) if c not in angles and c not in hidden_from]
+        plain = [i for i, c in enumerate(channels) if c not in angles | hidden_from | unseen]
         self.plain = torch.tensor(plain, dtype=torch.long)
         self.sees_time = options.time
         self.states = len(space.states)
-        # column of (given velocities, learned rows) that each state's derivative comes from
+        # column of (given velocities, learned rows, lags) that each state's derivative comes from
         source = [0] * self.states
-        for column, i in enumerate([*self.given, *learned]):
+        for column, i in enumerate([*self.given, *learned, *self.lags]):
             source[i] = column
         self.register_buffer("source", torch.tensor(source), persistent=False)
         self.register_buffer("velocity", torch.tensor(list(self.given.values()), dtype=torch.long), persistent=False)
@@ -50,6 +55,12 @@ class Mlp(Model):
             ("output_scale", len(learned), 1.0),
         ):
             self.register_buffer(name, torch.full((size,), value, dtype=torch.float64))
+        self.log_lag: nn.Parameter | None = None
+        if self.lags:
+            # ln(τ / τ_0), so that neither the unit of time nor a prior on the weights moves τ
+            count = 1 if options.input_lag == "shared" else len(self.lags)
+            self.log_lag = nn.Parameter(torch.zeros(count, dtype=dtype))
+            self.register_buffer("first_lag", torch.ones(1, dtype=torch.float64))
         sizes = [width, *options.hidden, len(learned)]
         self.network = layers(sizes, options.activation, generator, dtype=dtype)
 
@@ -65,6 +76,13 @@ class Mlp(Model):
     source: Tensor
     velocity: Tensor
     learned: Tensor
+    first_lag: Tensor
+
+    def lag_times(self) -> Tensor:
+        """Τ of each lagged input, shape (number of lags,), in the unit of time."""
+        assert self.log_lag is not None
+        tau: Tensor = self.log_lag.exp() * self.first_lag
+        return tau.expand(len(self.lags))
 
     def features(self, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, ...]:
         """The network's normalised input z and the velocities of the given rows."""
@@ -74,21 +92,24 @@ class Mlp(Model):
         parts = [plain, angle.sin(), angle.cos()]
         if self.sees_time:
             parts.append(t[..., None] / self.time_scale)
-        return torch.cat(parts, -1), x[..., self.velocity]
+        known = (torch.cat(parts, -1), x[..., self.velocity])
+        return (*known, u[..., list(self.lags.values())] - x[..., list(self.lags)]) if self.lags else known
 
     def from_features(self, *features: Tensor) -> Tensor:
         """Given and learned rows, in the order of the states."""
-        z, velocity = features
+        z, velocity = features[:2]
         dtype = next(self.network.parameters()).dtype
         learned = self.network(z.to(dtype)).to(z.dtype) * self.output_scale
-        return self._in_order(learned, velocity)
+        return self._in_order(learned, velocity, *(behind / self.lag_times() for behind in features[2:]))
 
-    def _in_order(self, learned: Tensor, velocity: Tensor) -> Tensor:
+    def _in_order(self, learned: Tensor, velocity: Tensor, *lags: Tensor) -> Tensor:
         """All rows of ẋ, in the order of the states."""
-        return torch.cat([velocity, learned], -1)[..., self.source] if self.given else learned
+        return torch.cat([velocity, learned, *lags], -1)[..., self.source] if self.given or lags else learned
 
-    def in_stacks(self, *features: Tensor) -> StackForm:
-        """The learned rows from the network, the given ones as they are."""
+    def in_stacks(self, *features: Tensor) -> StackForm | None:
+        """The learned rows from the network, the given ones as they are; None where time constants are learned too."""
+        if self.lags:
+            return None
         z, velocity = features
         known = self._in_order(z.new_zeros(len(z), len(self.learned), dtype=self.output_scale.dtype), velocity)
         gain = self.output_scale[None, :, None].expand(len(z), -1, -1)
@@ -97,10 +118,11 @@ class Mlp(Model):
 
     def closed_form_jacobians(self, t: Tensor, x: Tensor, u: Tensor) -> PointJacobians:
         """The learned rows pass back through the network, then through what normalised its inputs."""
-        z, velocity = self.features(t, x, u)
+        z, velocity, *behind = self.features(t, x, u)
         network = StackPass(self.network, z.to(next(self.network.parameters()).dtype))
         scale, count = self.output_scale, sum(p.numel() for p in self.network.parameters())
-        f = self._in_order(network.output * scale, velocity)
+        rates = [part / self.lag_times().detach() for part in behind]
+        f = self._in_order(network.output * scale, velocity, *rates)
 
         by_theta = x.new_empty(len(x), len(scale), count)
         by_z = network.pull_back(torch.diag(scale).to(network.output.dtype).expand(len(x), -1, -1), by_theta)
@@ -113,11 +135,15 @@ class Mlp(Model):
         by_channel.index_add_(-1, self.angle.to(x.device), turned)
 
         by_state = by_channel[..., : x.shape[1]]
-        if not self.given:
+        if not self.given and not self.lags:
             return PointJacobians(f, by_state, by_theta)
-        F, G = x.new_zeros(*x.shape, x.shape[1]), x.new_zeros(*x.shape, count)
-        F[:, self.learned], G[:, self.learned] = by_state, by_theta
+        taus = 0 if self.log_lag is None else self.log_lag.numel()  # in front of the network's weights
+        F, G = x.new_zeros(*x.shape, x.shape[1]), x.new_zeros(*x.shape, taus + count)
+        F[:, self.learned], G[:, self.learned, taus:] = by_state, by_theta
         F[:, list(self.given), self.velocity] = 1.0
+        for number, row in enumerate(self.lags):
+            F[:, row, row] = -1.0 / self.lag_times()[number].detach()
+            G[:, row, min(number, taus - 1)] = -rates[0][:, number]  # dτ = τ d(ln τ)
         return PointJacobians(f, F, G)
 
     def fit_normalization(self, data: NodeData) -> None:
@@ -132,6 +158,16 @@ class Mlp(Model):
         rates = data.derivative[:, self.learned]
         rms = (weight * rates**2).sum(0).sqrt()
         self.output_scale.copy_(_floored(rms, rates.abs().amax(0) if rates.numel() else rms))
+
+
+def lag_states(space: StateSpace) -> dict[int, int]:
+    """The state of each lagged input by `lag_name`, in the order of the inputs: state number -> input number."""
+    return {space.states.index(lag_name(name)): j for j, name in enumerate(space.inputs)}
+
+
+def lag_name(name: str) -> str:
+    """The state that follows an input."""
+    return f"{name}_lag"
 
 
 def _floored(scale: Tensor, magnitude: Tensor) -> Tensor:

@@ -67,6 +67,11 @@ class MlpOptions(ModelOptions):
     )
     exclude: list[str] = Field(default=[], description="States and inputs that the network must not see.")
     hidden_states: HiddenStates = 0
+    input_lag: Literal["none", "shared", "each"] = Field(
+        default="none",
+        description="Whether inputs act through a first-order lag s' = (u - s) / tau, of which the network sees s "
+        "instead of u: one tau for all inputs, or one each; learned from five sampling intervals on (joint, alpha).",
+    )
     time: bool = Field(default=False, description="Whether the network sees t, counted from the trajectory's start.")
 
     @model_validator(mode="before")

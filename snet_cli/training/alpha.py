@@ -27,6 +27,7 @@ from snet_cli.training.relaxed import RelaxedProblem, misfit, nodes_of
 from snet_cli.training.relaxed_score import RelaxedScorer
 from snet_cli.training.robust import huber_weight
 from snet_cli.training.state_step import DEFAULT_MEMORY, GradientStep, build_state_step
+from snet_cli.training.theta_lm import LevenbergMarquardtStep
 from snet_cli.training.theta_step import ThetaStep, build_theta_step
 
 WARM_GAIN = 1e-3
@@ -111,7 +112,11 @@ class Alpha:
         )
         self.residual = Residual(self._problem_at(nodes), model)
         self.closed_form = model.solve_in_closed_form(self._problem_at(nodes).node_data())
-        self.theta: ThetaStep | None = None if self.closed_form else build_theta_step(theta, model, self._loss)
+        self.theta: ThetaStep | None = (
+            None
+            if self.closed_form
+            else build_theta_step(theta, model, self._loss, self._problem_at(nodes), self._prior())
+        )
         self.warming = self.warming and self.theta is not None
 
     @property
@@ -183,6 +188,8 @@ class Alpha:
         if self.theta is not None:
             if isinstance(self.theta, LbfgsStep):
                 self.theta.gradient = None  # R changed with x; the curvature pairs stay a good guess
+            elif isinstance(self.theta, LevenbergMarquardtStep):
+                self.theta.use(fixed, self._prior())
             for _ in range(self.options.theta_steps):
                 value = self.theta.step()
         if self._prior() > 0 or not isinstance(self.theta, LbfgsStep):

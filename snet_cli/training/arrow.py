@@ -1,27 +1,28 @@
 """Gauss-Newton systems of J in the trajectories X and the weights θ together: an arrow, solved by its Schur complement.
 
-Residuals. With d = ẋ - f at the nodes of an element and S = diag(s),
+Residuals. With d = ẋ - f at the nodes of an element, W the quadrature weights and S = diag(s),
 
-    R = Σ_e dᵀ (W_e ⊗ S²) d,        W_e = W - W ψ_p ψ_pᵀ W / (ψ_pᵀ W ψ_p),
+    R = Σ_e |T_e d|²,        T_e = (1 - t tᵀ) W^½ ⊗ S,        t = W^½ ψ_p / |W^½ ψ_p|.
 
-W the quadrature weights. ẋ has degree p - 1 and f, at P = p + 1 nodes, degree p: the ψ_p-component of d can never
-vanish, so that W_e leaves it out. What is left is Σ_i < p of |Σ_q w_q ψ_i d_q|² over ψ_i's norm: zero exactly where the
-p projected equations of an element hold. Together with continuity and x(t0) they are as many as the node values, so
-that γ -> 0 leads to a solution of the discretised ODE and not to a compromise between p + 1 equations for p unknowns.
+ẋ has degree p - 1 and f, at P = p + 1 nodes, degree p: the ψ_p-component of d can never vanish, so that the projection
+1 - t tᵀ leaves it out. What is left is Σ_i < p of |Σ_q w_q ψ_i d_q|² over ψ_i's norm: zero exactly where the p
+projected equations of an element hold. Together with continuity and x(t0) they are as many as the node values, so that
+γ -> 0 leads to a solution of the discretised ODE and not to a compromise between p + 1 equations for p unknowns.
 
-Blocks. The derivatives of d are J_x = D ⊗ 1 - diag(F_q) and J_θ = -G, with F = ∂f/∂x and G = ∂f/∂θ. Half the
-Gauss-Newton Hessian of γ(L + ν|θ|²) + R is, element by element (A_e, B_e) and in one corner,
+Blocks. The derivatives of d are J_x = D ⊗ 1 - diag(F_q) and J_θ = -G, with F = ∂f/∂x and G = ∂f/∂θ. With the coupling
+M = J_xᵀ T_eᵀ and G̃ = (W^½ ⊗ S) G, half the Gauss-Newton Hessian of γ(L + ν|θ|²) + R is, element by element (A_e, B_e)
+and in one corner,
 
-      [ A_1                B_1 ]        A_e = J_xᵀ (W_e ⊗ S²) J_x + γ (misfit)        Pn x Pn
-      [      A_2           B_2 ]        B_e = J_xᵀ (W_e ⊗ S²) J_θ                      Pn x N_θ
-      [           ...      ... ]        D   = Σ_e J_θᵀ (W_e ⊗ S²) J_θ + γν 1           N_θ x N_θ
+      [ A_1                B_1 ]        A_e = M_e M_eᵀ + γ (misfit)                    Pn x Pn
+      [      A_2           B_2 ]        B_e = -M_e G̃_e                                 Pn x N_θ
+      [           ...      ... ]        D   = Σ_e G̃_eᵀ (1 - t tᵀ) G̃_e + γν 1           N_θ x N_θ
       [                A_N B_N ]
       [ B_1ᵀ B_2ᵀ ...  B_Nᵀ D  ]
 
 where the A_e of one trajectory overlap in the end nodes that they share (`block_solver`); trajectories share only θ.
-J_xᵀ W J_x with the diagonal W is `normal_blocks`; the ψ_p-component takes n rows off each block.
+M Mᵀ is formed by `normal_blocks` from all P residuals, less the n rows of the ψ_p-component.
 
-Elimination. With A = L Lᵀ and g the half gradient,
+Elimination (`linearisation`). With g the half gradient,
 
     S = D - Bᵀ A⁻¹ B,   S dθ = -(g_θ - Bᵀ A⁻¹ g_x),   dX = -A⁻¹ (g_x + B dθ).
 
@@ -29,7 +30,7 @@ S is summed over batches of trajectories, so that B never stands in memory as a 
 
 Damping (Levenberg 1944). X is damped by μ_x γ times the mass matrix over each state's variance: the pull that the
 misfit itself would have if every state were measured everywhere, so that no γ makes it stiff. θ is damped in S, the
-curvature that is left when X follows (`_weight_measure`). Both are invariant to the units of states and weights. Other
+curvature that is left when X follows (`weight_system`). Both are invariant to the units of states and weights. Other
 dampings of θ reuse S; only a damping of X needs a new elimination.
 """
 
@@ -39,24 +40,40 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from snet_cli.models.base import Model
-from snet_cli.training.block_solver import BlockFactor
-from snet_cli.training.normal_blocks import NormalBlocks, SampleGram, normal_blocks, sample_grams
+from snet_cli.training.normal_blocks import SampleGram, normal_blocks, sample_grams
 from snet_cli.training.relaxed import RelaxedProblem, misfit, weighted_square
-from snet_cli.training.state_jacobian import evaluate, state_jacobian
-from snet_cli.training.theta_jacobian import theta_jacobian, theta_product
+from snet_cli.training.weight_system import put_weights, weights_of
 
 DEFAULT_MEMORY = 1_000_000_000
 """Bytes that the arrays of one batch of trajectories may take."""
 
-CROSS_COPIES, BLOCK_COPIES = 5, 6
-"""Arrays of the size of B, and of A, that live at once: G, W G, B, L⁻¹ B; blocks, cross terms, damped, factor."""
+CROSS_COPIES, BLOCK_COPIES = 4, 9
+"""Arrays of the size of B, and of A, that live at once: G, its rows in S, B and what the boundaries leave of it;
+blocks, products for them, coupling, damped, factor, what is condensed."""
+
+BATCH_BYTES = 100_000_000
+"""A batch is never larger: arrays of hundreds of megabytes are fetched anew from the system for every operation
+(vehicle, hidden 32, 2500 points: 1.95 s an elimination in one batch, 1.57 in eight)."""
 
 
-NO_CURVATURE = 1e-14
-"""Least measure of a weight, relative to the largest curvature: one without any influence must not leave S singular."""
+MOST_WEIGHTS = 3000
+"""N_θ beyond which S is applied, not formed: forming costs N_θ² a residual, applying N_θ a residual and vector."""
+
+SCHUR_COPIES = 4
+"""Arrays as large as S that live at once: S, a batch's share of it, damped, factor."""
+
+
+def schur_fits(weights: int, memory: float) -> bool:
+    """Whether S is formed: not for thousands of weights, and not where it alone would not fit into memory (bytes)."""
+    return weights <= MOST_WEIGHTS and 8 * SCHUR_COPIES * weights**2 <= memory
+
+
+def batch_bytes(unknowns: int, weights: int, rows: int) -> int:
+    """Bytes that elements of together so many unknowns take, `rows` of them in each."""
+    return 8 * unknowns * (CROSS_COPIES * weights + BLOCK_COPIES * rows)
 
 
 class Loss(NamedTuple):
@@ -72,36 +89,60 @@ class Loss(NamedTuple):
         return gamma * (self.misfit + self.penalty) + self.residual
 
 
-class Move(NamedTuple):
-    """A step in X (N, P, n) and in θ (N_θ,), and the decrease of J that the linear model promises."""
+class Batch(NamedTuple):
+    """Some trajectories: their part of the problem, their elements in the whole, and what does not change with X.
 
-    states: Tensor
-    weights: Tensor
-    promise: float
-
-
-class _Batch(NamedTuple):
-    """Some trajectories: their part of the problem, their elements in the whole, and what does not change with X."""
+    Attributes
+    ----------
+    part : RelaxedProblem
+    elements : slice
+    grams : list of SampleGram
+    tail : Tensor, shape (N, P)
+        t.
+    projected : Tensor, shape (N, P, P)
+        W^½ (1 - t tᵀ).
+    slopes : Tensor, shape (N, P, P)
+        Dᵀ W^½ (1 - t tᵀ), in units of time.
+    measure : Tensor, shape (N, P, n)
+        Mass over each state's variance, which the damping of X multiplies.
+    """
 
     part: RelaxedProblem
     elements: slice
     grams: list[SampleGram]
-    top: Tensor
+    tail: Tensor
+    projected: Tensor
+    slopes: Tensor
     measure: Tensor
 
+    @property
+    def root(self) -> Tensor:
+        """W^½ ⊗ S on the residuals of each node, shape (N, P, n)."""
+        return self.part.quadrature.sqrt()[:, :, None] * self.part.scale
 
-class _System(NamedTuple):
-    """A, B and g_x of a batch, its share of D and of g_θ; rows of a known x(t0) are those of the identity, or zero."""
+    def points(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Times (Q,), x (Q, n) and u (Q, m + c) at all nodes in one list, for node values (N, P, n)."""
+        return self.part.t.reshape(-1), x.flatten(0, 1), self.part.u.flatten(0, 1)
+
+    def project(self, whitened: Tensor) -> Tensor:
+        """Leave the ψ_p-component out of values (N, P, r) that W^½ multiplies already."""
+        return whitened - self.tail[:, :, None] * (self.tail[:, None, :] @ whitened)
+
+
+class StateSystem(NamedTuple):
+    """A, g_x, M and the projected residuals T d of a batch; rows of a known x(t0) are those of the identity, or zero.
+
+    Shapes (N, Pn, Pn), (N, Pn), (N, Pn, Pn) and (N, P, n).
+    """
 
     blocks: Tensor
-    cross: Tensor
     gradient: Tensor
-    corner: Tensor
-    weights_gradient: Tensor
+    coupling: Tensor
+    residual: Tensor
 
 
 class ArrowProblem:
-    """J = γ(L + ν|θ|²) + R over node values and weights: its value, and its damped Gauss-Newton steps.
+    """J = γ(L + ν|θ|²) + R over node values and weights: its value, and the parts of its Gauss-Newton systems.
 
     Parameters
     ----------
@@ -114,6 +155,8 @@ class ArrowProblem:
         ν: one value's share of L that its noise alone would leave, for weights of standard deviation 1.
     memory : int
         Bytes for the arrays of one batch; at least one trajectory is done at a time.
+    formed : bool, optional
+        Whether S is formed; unless given: not for thousands of weights, and not where it would not fit into memory.
     """
 
     def __init__(
@@ -124,12 +167,19 @@ class ArrowProblem:
         *,
         prior: float = 0.0,
         memory: int = DEFAULT_MEMORY,
+        formed: bool | None = None,
     ) -> None:
         self.model, self.prior, self.memory = model, prior, memory
         self.parameters = list(model.parameters())
+        self.formed = schur_fits(self.theta().numel(), memory) if formed is None else formed
         mode = torch.from_numpy(relaxed.mesh.basis.M[:, -1].copy()).to(nodes.device)
-        top = relaxed.quadrature * mode
-        self.top = top / (top * mode).sum(1, keepdim=True).sqrt()  # W ψ_p / |ψ_p|, shape (N, P)
+        root = relaxed.quadrature.sqrt()
+        tail = root * mode
+        self.tail = tail / tail.norm(dim=1, keepdim=True)
+        P = root.shape[1]
+        projector = torch.eye(P, dtype=root.dtype, device=root.device) - self.tail[:, :, None] * self.tail[:, None, :]
+        self.projected = root[:, :, None] * projector
+        self.slopes = (relaxed.differentiation * relaxed.rate[:, None, None]).mT @ self.projected
         self.measure = relaxed.quadrature[:, :, None] / _variance(relaxed, nodes)
         self.use(relaxed)
 
@@ -138,212 +188,85 @@ class ArrowProblem:
         self.relaxed = relaxed
         self.batches = list(self._cut())
 
-    def _cut(self) -> Iterator[_Batch]:
+    def _cut(self) -> Iterator[Batch]:
         """Ranges of trajectories whose arrays fit into memory."""
         relaxed = self.relaxed
         grams = sample_grams(relaxed)
         first = relaxed.mesh.first_element
-        rows = relaxed.t.shape[1] * relaxed.scale.numel()
-        room = self.memory // (8 * rows * (CROSS_COPIES * self.theta().numel() + BLOCK_COPIES * rows))
+        rows = self.rows
+        one = batch_bytes(rows, self.theta().numel() * self.formed, rows)
+        room = min(self.memory, BATCH_BYTES * CROSS_COPIES) // one
         begin = 0
         while begin < relaxed.trajectories:
             fits = int((first <= first[begin] + room).sum()) - 1
             end = min(max(fits, begin + 1), relaxed.trajectories)
             own = slice(int(first[begin]), int(first[end]))
             part = [SampleGram(gram.gram[own], gram.coupling) for gram in grams]
-            yield _Batch(relaxed.between(begin, end), own, part, self.top[own], self.measure[own])
+            constant = (self.tail[own], self.projected[own], self.slopes[own], self.measure[own])
+            yield Batch(relaxed.between(begin, end), own, part, *constant)
             begin = end
+
+    @property
+    def rows(self) -> int:
+        """P n, the unknowns of an element."""
+        return self.relaxed.t.shape[1] * self.relaxed.scale.numel()
 
     def theta(self) -> Tensor:
         """θ in float64, in the order of the model's parameters."""
-        return nn.utils.parameters_to_vector(self.parameters).detach().double()
+        return weights_of(self.parameters)
 
     def put_theta(self, theta: Tensor) -> None:
         """Set the model's weights."""
-        with torch.no_grad():
-            nn.utils.vector_to_parameters(theta.to(self.parameters[0].dtype), self.parameters)
+        put_weights(self.parameters, theta)
 
     def loss(self, nodes: Tensor) -> Loss:
         """R, L and the penalty at node values X and the model's θ."""
         with torch.no_grad():
             defect = self.relaxed.defect(self.model, nodes)
-            top = _component(self.top, self.relaxed.scale * defect)
-            tail = float(top.square().sum())
+            whitened = self.relaxed.quadrature.sqrt()[:, :, None] * self.relaxed.scale * defect
+            tail = float((self.tail[:, None, :] @ whitened).square().sum())
             R = float(weighted_square(self.relaxed, defect).sum()) - tail
             L = float(misfit(self.relaxed, nodes).sum())
         return Loss(R, tail, L, self.prior * float(self.theta().square().sum()))
 
-    def system(self, batch: _Batch, nodes: Tensor, gamma: float) -> _System:
-        """A, B, g_x of one batch, and its share of D and g_θ."""
-        part, x = batch.part, nodes[batch.elements]
-        E, P, n = x.shape
-        value, F, G = theta_jacobian(self.model, part.t.reshape(-1), x.reshape(-1, n), part.u.flatten(0, 1))
-        F, G = F.reshape(E, P, n, n), G.reshape(E, P, n, -1)
-        defect = part.slope(x) - value.reshape(E, P, n)
-        blocks, gradient = _state_system(batch, x, gamma, defect, F)
-        weighted = _weigh(batch, G)
-        D = part.differentiation * part.rate[:, None, None]
-        cross = F.mT @ weighted
-        cross -= (D.mT @ weighted.flatten(2)).view_as(cross)
-        cross[part.first_elements, 0] *= (~part.known_start)[:, :, None]
-        return _System(
-            blocks,
-            cross.flatten(1, 2),
-            gradient,
-            _gram_by_output(G.flatten(0, 1), weighted.flatten(0, 1)),
-            -(weighted.flatten(0, 2).T @ defect.flatten()),
+    def state_system(self, batch: Batch, x: Tensor, gamma: float, rates: Tensor, F: Tensor) -> StateSystem:
+        """A, g_x, M and T d of one batch.
+
+        Parameters
+        ----------
+        x : Tensor, shape (N, P, n)
+            Its node values.
+        rates, F : Tensor, shapes (Q, n), (Q, n, n)
+            f and ∂f/∂x at its Q = N P nodes.
+        """
+        part, (N, P, n) = batch.part, x.shape
+        F = F.reshape(N, P, n, n)
+        defect = part.slope(x) - rates.reshape(N, P, n)
+        blocks, gradient = normal_blocks(part, x, gamma, batch.grams, defect, F)
+        free = (~part.known_start).to(x.dtype)
+        # the ψ_p-component of the residuals: n rows (sign dropped), and their values
+        top = (batch.tail * part.quadrature.sqrt())[:, None, :, None] * (part.scale[:, None, None] * F.transpose(1, 2))
+        top[part.first_elements, :, 0] *= free[:, None, :]
+        top = top.reshape(N, n, P * n)
+        whitened = batch.root * defect
+        at_top = batch.tail[:, None, :] @ whitened  # (N, 1, n)
+        return StateSystem(
+            blocks - top.mT @ top,
+            gradient + (top.mT @ at_top.mT)[..., 0],
+            _coupling(batch, F, free),
+            whitened - batch.tail[:, :, None] * at_top,
         )
 
-    def state_system(self, batch: _Batch, nodes: Tensor, gamma: float) -> NormalBlocks:
-        """A and g_x of one batch alone."""
-        part, x = batch.part, nodes[batch.elements]
-        E, P, n = x.shape
-        value, F = state_jacobian(self.model, part.t.reshape(-1), x.reshape(-1, n), part.u.flatten(0, 1))
-        defect = part.slope(x) - value.reshape(E, P, n)
-        return _state_system(batch, x, gamma, defect, F.reshape(E, P, n, n))
 
-    def cross_product(self, batch: _Batch, nodes: Tensor, weights: Tensor) -> Tensor:
-        """B dθ of one batch, shape (N, P n), as a product with ∂f/∂θ: no B is stored for it."""
-        part = batch.part
-        x = nodes[batch.elements]
-        change = theta_product(self.model, part.t.reshape(-1), x.flatten(0, 1), part.u.flatten(0, 1), weights)
-        weighted = _weigh(batch, change.view(*x.shape, 1))[..., 0]
-        with torch.enable_grad():
-            x = x.detach().requires_grad_()
-            total = (evaluate(self.model, part.t, x, part.u) * weighted).sum()
-            (through_f,) = torch.autograd.grad(total, x, materialize_grads=True)
-        D = part.differentiation * part.rate[:, None, None]
-        product = through_f - D.mT @ weighted
-        product[part.first_elements, 0] *= ~part.known_start
-        return product.flatten(1)
-
-
-class Linearisation:
-    """J's Gauss-Newton model at X and the model's θ, with X eliminated.
-
-    Parameters
-    ----------
-    problem : ArrowProblem
-    nodes : Tensor, shape (N, P, n)
-    gamma : float
-    state_damping : float
-        Damping of X; another one needs another elimination.
-
-    Attributes
-    ----------
-    finite : bool
-        Whether all derivatives are.
-    failed : bool
-        Whether there is no elimination: A is not positive definite, or something is not finite.
-    """
-
-    def __init__(self, problem: ArrowProblem, nodes: Tensor, gamma: float, state_damping: float) -> None:
-        self.problem, self.nodes, self.gamma = problem, nodes, gamma
-        self.ridge = state_damping * gamma
-        self.finite, self.failed = True, False
-        self._kept: tuple[NormalBlocks, BlockFactor] | None = None
-        theta = problem.theta()
-        size = theta.numel()
-        prior = gamma * problem.prior
-        self.schur = prior * torch.eye(size, dtype=theta.dtype, device=theta.device)
-        self.gradient = prior * theta
-        eliminated_gradient = torch.zeros_like(theta)
-        for batch in problem.batches:
-            system = problem.system(batch, nodes, gamma)
-            factor = self._factor(batch, system.blocks)
-            self.finite &= all(bool(torch.isfinite(part).all()) for part in system)
-            self.failed |= not self.finite or bool(factor.failed.any())
-            eliminated = factor.gram(torch.cat([system.cross, system.gradient[:, :, None]], 2))
-            self.schur += system.corner - eliminated[:size, :size]
-            self.gradient += system.weights_gradient
-            eliminated_gradient += eliminated[:size, size]
-            if len(problem.batches) == 1:
-                self._kept = NormalBlocks(system.blocks, system.gradient), factor
-        self.reduced_gradient = self.gradient - eliminated_gradient
-        self.weight_measure = _weight_measure(self.schur.diagonal(), problem.parameters)
-
-    def solve(self, damping: float) -> Move | None:
-        """The step with θ damped by μ; None where the damped matrix is not positive definite or not finite."""
-        if self.failed:
-            return None
-        ridge = damping * self.weight_measure
-        L, info = torch.linalg.cholesky_ex(self.schur + torch.diag(ridge))
-        if int(info) != 0:
-            return None
-        weights = -torch.cholesky_solve(self.reduced_gradient[:, None], L)[:, 0]
-        states, promise = torch.empty_like(self.nodes), float(weights @ (ridge * weights - self.gradient))
-        for batch in self.problem.batches:
-            if self._kept is None:
-                system = self.problem.state_system(batch, self.nodes, self.gamma)
-                factor = self._factor(batch, system.blocks)
-            else:
-                system, factor = self._kept
-            right_side = system.gradient + self.problem.cross_product(batch, self.nodes, weights)
-            step = -factor.solve(right_side[:, :, None])[:, :, 0]
-            promise += float((step * (self.ridge * batch.measure.flatten(1) * step - system.gradient)).sum())
-            states[batch.elements] = step.view_as(states[batch.elements])
-        finite = bool(torch.isfinite(states).all() and torch.isfinite(weights).all())
-        return Move(states, weights, promise) if finite else None
-
-    def _factor(self, batch: _Batch, blocks: Tensor) -> BlockFactor:
-        damped = blocks.clone()
-        torch.diagonal(damped, dim1=1, dim2=2).add_(self.ridge * batch.measure.flatten(1))
-        return BlockFactor(damped, batch.part.trajectory, batch.measure.shape[2])
-
-
-def _weight_measure(curvature: Tensor, parameters: list[nn.Parameter]) -> Tensor:
-    """One over the mean square of each parameter's tensor, scaled so that on average it costs its own curvature.
-
-    It scales with the units of a parameter as its curvature does, but gives all weights of a layer one measure: those
-    that the data hardly feels stay as free as the others (Marquardt's diagonal would hold each by its own curvature,
-    and halves the gain of a step on a wide network).
-    """
-    curvature = curvature.clamp_min(0.0)
-    square = torch.cat([p.detach().double().square().mean().expand(p.numel()) for p in parameters])
-    cost = curvature * square
-    level = cost.mean()
-    by_size = level / torch.where(square > 0, square, 1.0)
-    # a tensor of zeros has no size yet: its own curvature serves
-    floor = NO_CURVATURE * curvature.max() + torch.finfo(curvature.dtype).tiny
-    return torch.where(square > 0, by_size, curvature).clamp_min(floor)
-
-
-def _state_system(batch: _Batch, nodes: Tensor, gamma: float, defect: Tensor, F: Tensor) -> NormalBlocks:
-    """A and g_x: the blocks of all P node residuals, less the n rows of the ψ_p-component (ẋ has none of it)."""
-    part, (E, P, n) = batch.part, nodes.shape
-    blocks, gradient = normal_blocks(part, nodes, gamma, batch.grams, defect, F)
-    rows = batch.top[:, None, :, None] * (part.scale[:, None, None] * F.transpose(1, 2))  # (E, n, P, n), sign dropped
-    rows[part.first_elements, :, 0] *= (~part.known_start)[:, None, :]
-    rows = rows.reshape(E, n, P * n)
-    top_defect = _component(batch.top, part.scale * defect)
-    blocks = blocks - rows.mT @ rows
-    return NormalBlocks(blocks, gradient + (rows.mT @ top_defect[:, :, None])[..., 0])
-
-
-def _gram_by_output(G: Tensor, weighted: Tensor) -> Tensor:
-    """Gᵀ W G of (Q, n, N_θ): output by output, because structured models have outputs that few weights reach."""
-    total = G.new_zeros(G.shape[2], G.shape[2])
-    for i in range(G.shape[1]):
-        reached = torch.nonzero((G[:, i] != 0).any(0))[:, 0]
-        if reached.numel() == G.shape[2]:
-            total += G[:, i].T @ weighted[:, i]
-        else:
-            total[reached[:, None], reached] += G[:, i, reached].T @ weighted[:, i, reached]
-    return total
-
-
-def _weigh(batch: _Batch, values: Tensor) -> Tensor:
-    """(W_e ⊗ S²) v for v of shape (N, P, n, r)."""
+def _coupling(batch: Batch, F: Tensor, free: Tensor) -> Tensor:
+    """M = J_xᵀ T_eᵀ, shape (N, Pn, Pn): node a and state j in the rows, residual q and i in the columns."""
     part = batch.part
-    top = _component(batch.top, values.flatten(2))  # (N, n r)
-    weighted = part.quadrature[:, :, None] * values.flatten(2)
-    weighted -= batch.top[:, :, None] * top[:, None, :]
-    return weighted.view_as(values) * (part.scale**2)[:, None]
-
-
-def _component(top: Tensor, values: Tensor) -> Tensor:
-    """The ψ_p-component of values (N, P, r) in the norm of the quadrature, shape (N, r)."""
-    return (top[:, None, :] @ values)[:, 0]
+    scaled = part.scale[:, None] * F  # s_i F_a,ij
+    M = -scaled.mT[:, :, :, None, :] * batch.projected[:, :, None, :, None]  # [e, a, j, q, i]
+    by_state = torch.diagonal(M, dim1=2, dim2=4)  # (N, P, P, n), a view
+    by_state += batch.slopes[..., None] * part.scale
+    M[part.first_elements, 0] *= free[:, :, None, None]
+    return M.flatten(3, 4).flatten(1, 2)
 
 
 def _variance(relaxed: RelaxedProblem, nodes: Tensor) -> Tensor:

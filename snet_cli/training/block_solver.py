@@ -31,6 +31,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from snet_cli.training.weight_system import symmetric_gram
+
 
 class _Level(NamedTuple):
     """One batch of eliminated boundaries: L (S, n, n), V_l and V_r (S, n, n), and whether the chain was padded."""
@@ -143,17 +145,29 @@ class BlockFactor:
         """``Bᵀ A⁻¹ B`` (r, r) for assembled right sides B: what a Schur complement on further unknowns subtracts."""
         inner, reduced = self._forward(right_side)
         flat = [part.reshape(-1, right_side.shape[-1]) for part in (inner, *reduced)]
-        total: Tensor = sum((part.mT @ part for part in flat), right_side.new_zeros(()))
+        total: Tensor = sum((symmetric_gram(part) for part in flat), right_side.new_zeros(()))
         return total
 
     def _forward(self, right_side: Tensor) -> tuple[Tensor, list[Tensor]]:
         """L⁻¹ b: inner values (N, n (P - 2), r), and one part per level of boundaries."""
+        inner, ends = self.condense(right_side)
+        return inner, self.boundary_parts(ends)
+
+    def condense(self, right_side: Tensor) -> tuple[Tensor, Tensor]:
+        """L⁻¹ b of the inner values (N, n (P - 2), r), and what their elimination leaves of the end values (N, 2n, r).
+
+        Both are linear in b and need nothing of other elements: for b_e = M_e G_e it is enough to condense M_e.
+        """
         n = self.states
         if bool(self.failed.any()):
             right_side = torch.where(self.failed[self.trajectory, None, None], 0.0, right_side)
         inner = torch.linalg.solve_triangular(self.L, right_side[:, n:-n], upper=False)
-        ends = torch.cat([right_side[:, :n], right_side[:, -n:]], 1) - self.V.mT @ inner
-        b = right_side.new_zeros(int(self.left[-1]) + 2, n, right_side.shape[-1])
+        return inner, torch.cat([right_side[:, :n], right_side[:, -n:]], 1) - self.V.mT @ inner
+
+    def boundary_parts(self, ends: Tensor) -> list[Tensor]:
+        """L⁻¹ b of the boundaries, one part (S, n, r) per level, from what `condense` left of the ends (N, 2n, r)."""
+        n = self.states
+        b = ends.new_zeros(int(self.left[-1]) + 2, n, ends.shape[-1])
         b.index_add_(0, self.left, ends[:, :n])
         b.index_add_(0, self.left + 1, ends[:, n:])
         parts = []
@@ -167,7 +181,7 @@ class BlockFactor:
             b = b[:-1] if level.padded else b
             parts.append(y)
         parts.append(torch.linalg.solve_triangular(self.levels[-1].L, b, upper=False))
-        return inner, parts
+        return parts
 
     def _backward(self, parts: list[Tensor]) -> Tensor:
         """Lᵀ⁻¹ of the boundary parts: values at all boundaries (N + B, n, r)."""

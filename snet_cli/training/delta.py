@@ -74,7 +74,8 @@ class Delta:
         if model.solve_in_closed_form(problem.node_data()):
             self.solved = True
         else:
-            self.theta = build_theta_step(options, model, self._objective if prior > 0 or robust else self.residual)
+            objective = self._objective if prior > 0 or robust else self.residual
+            self.theta = build_theta_step(options, model, objective, problem, prior)
 
     def _penalty(self) -> Tensor:
         return self.prior * torch.stack([(p * p).sum() for p in self.model.parameters()]).sum()

@@ -1,4 +1,8 @@
-"""`--method auto`: δ-SNet where step 0 leaves nothing to improve, α-SNet otherwise, and the test that decided."""
+"""`--method auto`: which method, and the test that decided.
+
+δ-SNet where step 0 leaves nothing to improve, `joint` where inputs lag and its Schur complement fits the memory, α-SNet
+otherwise.
+"""
 
 from __future__ import annotations
 
@@ -10,6 +14,7 @@ from numpy.typing import NDArray
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.spectral.fitting import ILL_CONDITIONED, channel_scales
 from snet_cli.spectral.mesh import Mesh
+from snet_cli.training.state_layout import StateLayout
 
 SAMPLES_PER_UNKNOWN = 2.0
 """Measured values per unknown of its series that every trajectory and channel must have for δ-SNet."""
@@ -85,3 +90,22 @@ def choose_method(
     if relative[j] >= EXACT:
         return MethodChoice("alpha", f"{found}, not below {EXACT:g}.")
     return MethodChoice("delta", f"{found}, below {EXACT:g}, and every trajectory is densely sampled.")
+
+
+def or_joint(choice: MethodChoice, layout: StateLayout, weights: int, *, fits: bool) -> MethodChoice:
+    """`joint` instead where all that no output sees are lags of inputs, and its Schur complement fits the memory.
+
+    Parameters
+    ----------
+    choice : MethodChoice
+        Of `choose_method`.
+    weights : int
+        N_θ.
+    fits : bool
+        Whether S and the arrays of a trajectory fit.
+    """
+    if not layout.lags or len(layout.hidden) != len(layout.lags):
+        return choice
+    if not fits:
+        return choice._replace(reason=f"{choice.reason} (joint: {weights} weights are too many for --max-memory.)")
+    return MethodChoice("joint", f"the inputs lag. The Schur complement of {weights} weights fits the memory.")

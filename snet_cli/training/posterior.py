@@ -38,6 +38,8 @@ from snet_cli.models.base import Model
 from snet_cli.training.arrow import ArrowProblem
 from snet_cli.training.block_solver import BlockFactor
 from snet_cli.training.relaxed import RelaxedProblem
+from snet_cli.training.state_jacobian import state_jacobian
+from snet_cli.training.theta_jacobian import theta_jacobian
 
 FloatArray = NDArray[np.float64]
 
@@ -134,7 +136,8 @@ def _settled(arrow: ArrowProblem, nodes: Tensor, gamma: float) -> Tensor:
     for _ in range(SETTLING_STEPS):
         states = nodes.clone()
         for batch in arrow.batches:
-            system = arrow.state_system(batch, nodes, gamma)
+            x = nodes[batch.elements]
+            system = arrow.state_system(batch, x, gamma, *state_jacobian(arrow.model, *batch.points(x)))
             factor = BlockFactor(_damped(system.blocks, batch.measure, gamma), batch.part.trajectory, nodes.shape[2])
             step = factor.solve(system.gradient[:, :, None])[:, :, 0]
             states[batch.elements] -= step.view_as(states[batch.elements])
@@ -165,15 +168,18 @@ def _information(problem: _Likelihood, noise: FloatArray) -> FloatArray | None:
     weight = torch.from_numpy(noise**-2.0).to(seen.channel)
     same_size = float(torch.exp((seen.channel.log() - weight.log()).mean()))  # γ keeps its meaning
     relaxed = problem.relaxed.with_channel(weight * same_size)
-    arrow = ArrowProblem(relaxed, problem.model, problem.nodes, memory=problem.memory)
+    arrow = ArrowProblem(relaxed, problem.model, problem.nodes, memory=problem.memory, formed=True)
     total = torch.zeros(arrow.theta().numel(), arrow.theta().numel(), dtype=torch.float64, device=weight.device)
     for batch in arrow.batches:
-        system = arrow.system(batch, problem.nodes, problem.gamma)
+        x = problem.nodes[batch.elements]
+        rates, F, G = theta_jacobian(problem.model, *batch.points(x))
+        system = arrow.state_system(batch, x, problem.gamma, rates, F)
+        cross = system.coupling @ (batch.root.flatten(1)[:, :, None] * G.view(len(x), -1, total.shape[0]))  # -B
         blocks = _damped(system.blocks, batch.measure, problem.gamma)
         factor = BlockFactor(blocks, batch.part.trajectory, problem.nodes.shape[2])
-        if bool(factor.failed.any()) or not bool(torch.isfinite(system.cross).all()):
+        if bool(factor.failed.any()) or not bool(torch.isfinite(cross).all()):
             return None
-        _add_squares(total, batch.part, factor.solve(system.cross), weight)
+        _add_squares(total, batch.part, factor.solve(cross), weight)
     found: FloatArray = total.cpu().numpy()
     return found if np.isfinite(found).all() else None
 

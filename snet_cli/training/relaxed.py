@@ -262,7 +262,7 @@ def relax(
     channels : ndarray, shape (d,)
         c, see `channel_scale`.
     known_start : ndarray of bool, shape (B, n), optional
-        States held at x(t0); all free unless given.
+        States held at x(t0); all free unless given. Those of lagged inputs are held in any case.
     """
     mesh, device = problem.mesh, problem.t.device
     N, P = mesh.elements, mesh.basis.order + 1
@@ -272,6 +272,8 @@ def relax(
     holds = torch.bincount(observed.trajectory[observed.weight.any(1)], minlength=mesh.trajectories)
     if known_start is None:
         known_start = np.zeros((mesh.trajectories, problem.scale.numel()), bool)
+    known_start = known_start.copy()
+    known_start[:, [state for state, _ in problem.layout.lags]] = True  # s(t0) is u(t0)
     return RelaxedProblem(
         mesh=mesh,
         trajectory=torch.from_numpy(mesh.trajectory).to(device),

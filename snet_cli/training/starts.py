@@ -99,8 +99,8 @@ def choose_start(
 
 
 def free_states(layout: StateLayout) -> list[int]:
-    """Hidden states that nothing but training determines: not the velocities of `second_order`."""
-    derived = {v for v, _ in layout.derived}
+    """Hidden states that nothing but training determines: not velocities of `second_order`, not lagged inputs."""
+    derived = {v for v, _ in layout.derived} | {s for s, _ in layout.lags}
     return [i for i, name in enumerate(layout.states) if name in layout.hidden and i not in derived]
 
 
@@ -129,6 +129,27 @@ def hidden_starts(mesh: Mesh, derivatives: FloatArray, layout: StateLayout, inpu
             nodes[:, :, column] = _of_size(lagged[:, :, number % inputs.shape[2]], size)
         starts.append(Start(f"inputs lagged by {constant:.3g}", nodes))
     return starts
+
+
+FIRST_LAG = 5.0
+"""Time constant that lagged inputs begin with, in sampling intervals: what is much faster the samples do not show."""
+
+
+def with_lagged_inputs(
+    mesh: Mesh, nodes: FloatArray, layout: StateLayout, inputs: FloatArray, constants: FloatArray
+) -> FloatArray:
+    """Node values (N, P, n) with the states of lagged inputs as the inputs' responses.
+
+    Parameters
+    ----------
+    inputs : ndarray, shape (N, P, m)
+    constants : ndarray, shape (number of lags,)
+        Τ of each, in the unit of time.
+    """
+    nodes = nodes.copy()
+    for (state, j), constant in zip(layout.lags, constants, strict=True):
+        nodes[:, :, state] = lag(mesh, inputs[:, :, [j]], float(constant))[:, :, 0]
+    return nodes
 
 
 def lag(mesh: Mesh, inputs: FloatArray, constant: float) -> FloatArray:
@@ -174,4 +195,14 @@ def _of_size(values: FloatArray, size: float) -> FloatArray:
     return centred * (size / deviation) if moves else np.zeros_like(values)
 
 
-__all__ = ["Choice", "Start", "Tried", "choose_start", "free_states", "hidden_starts", "lag"]
+__all__ = [
+    "FIRST_LAG",
+    "Choice",
+    "Start",
+    "Tried",
+    "choose_start",
+    "free_states",
+    "hidden_starts",
+    "lag",
+    "with_lagged_inputs",
+]

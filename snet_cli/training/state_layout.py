@@ -30,12 +30,15 @@ class StateLayout(NamedTuple):
         C of y = C x.
     derived : tuple of (int, int)
         Pairs (v, q) of states where v is hidden and starts as the derivative of step 0's q.
+    lags : tuple of (int, int)
+        Pairs (s, j) where state s is hidden and follows input j; s(t0) is u(t0).
     """
 
     states: tuple[str, ...]
     outputs: tuple[str, ...]
     observation: NDArray[np.float64]
     derived: tuple[tuple[int, int], ...]
+    lags: tuple[tuple[int, int], ...] = ()
 
     @property
     def measured(self) -> NDArray[np.int64]:
@@ -74,6 +77,7 @@ def lay_out_states(
     second_order: Mapping[str, str],
     observe: Observe | None = None,
     hidden_states: int = 0,
+    lagged: tuple[str, ...] = (),
 ) -> StateLayout:
     """States of a model, and the matrix through which the data sees them.
 
@@ -90,6 +94,8 @@ def lay_out_states(
         model. Unset: every output is a state.
     hidden_states : int
         Further states h1, h2, ... of a generic model that no output sees.
+    lagged : tuple of str
+        States that follow the inputs, in their order; empty where inputs act at once.
 
     Raises
     ------
@@ -104,11 +110,12 @@ def lay_out_states(
         C, seen = None, observed_names(outputs, observe)
         if structured is not None:
             _require_states(outputs, seen, structured)
-    hidden = tuple(f"h{k + 1}" for k in range(hidden_states))
+    hidden = (*(f"h{k + 1}" for k in range(hidden_states)), *lagged)
     taken = [name for name in hidden if name in seen]
     if taken:
+        key = "input_lag" if taken[0] in lagged else "hidden_states"
         raise UsageError(
-            f"model.hidden_states: '{taken[0]}' is the name of a hidden state and of a measured one.",
+            f"model.{key}: '{taken[0]}' is the name of a hidden state and of a measured one.",
             f"Give the channel another name on import (a={taken[0]}).",
         )
     unmeasured = tuple(v for v in second_order.values() if v not in seen)
@@ -121,7 +128,8 @@ def lay_out_states(
     derived = tuple(
         (states.index(v), states.index(q)) for q, v in second_order.items() if v in unmeasured and q in states
     )
-    return StateLayout(states, outputs, observation, derived)
+    lags = tuple((states.index(name), j) for j, name in enumerate(lagged))
+    return StateLayout(states, outputs, observation, derived, lags)
 
 
 def observed_names(outputs: tuple[str, ...], observe: Observe | None) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""The θ-step: one iteration of Adam (Kingma & Ba 2015) or L-BFGS on the weights, behind one interface."""
+"""The θ-step: one iteration of Adam (Kingma & Ba 2015), L-BFGS or Levenberg-Marquardt on θ, behind one interface."""
 
 from __future__ import annotations
 
@@ -8,8 +8,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from snet_cli.models.base import Model
 from snet_cli.training.lbfgs import LbfgsStep
 from snet_cli.training.options import ThetaStepOptions
+from snet_cli.training.problem import Problem
+from snet_cli.training.theta_lm import LevenbergMarquardtStep
 
 
 class ThetaStep(Protocol):
@@ -75,8 +78,22 @@ def restore_adam(optimizer: torch.optim.Adam, state: Mapping[str, Tensor]) -> No
     optimizer.load_state_dict({**optimizer.state_dict(), "state": moments})
 
 
-def build_theta_step(options: ThetaStepOptions, model: nn.Module, loss: Callable[[], Tensor]) -> ThetaStep:
-    """The optimiser that the options name."""
+def build_theta_step(
+    options: ThetaStepOptions, model: Model, loss: Callable[[], Tensor], problem: Problem, prior: float
+) -> ThetaStep:
+    """The optimiser that the options name.
+
+    Parameters
+    ----------
+    loss : callable
+        R + λ|θ|² of the moment.
+    problem : Problem
+        Of this R; Levenberg-Marquardt needs more of it than its value.
+    prior : float
+        λ.
+    """
     if options.name == "adam":
         return AdamStep(model, loss, options.rate)
+    if options.name == "lm":
+        return LevenbergMarquardtStep(problem, model, prior)
     return LbfgsStep(model, loss)

@@ -19,8 +19,9 @@ from snet_cli.workflows.training_plan import (
 )
 from snet_cli.workflows.training_setup import STREAM_HELD_OUT, Setup, stream
 
-DEFAULT_ITERATIONS = {"lbfgs": 1500, "adam": 2000}
-"""Limits outside the preset: L-BFGS has gained what a forecast can show by then (README, "What it reaches")."""
+DEFAULT_ITERATIONS = {"lbfgs": 1500, "adam": 2000, "lm": 100}
+"""Limits outside the preset: L-BFGS and Levenberg-Marquardt have gained what a forecast can show by then (README,
+"What it reaches")."""
 
 HELD_OUT_SHARE = 0.1
 """Share of the elements whose residual only decides when to stop, where there is no validation data."""
@@ -42,7 +43,12 @@ def _build(parts: Ingredients) -> Training:
     validation = validation_of(parts, rule)
     problem, held_out, patience = _held_out(parts, validation)
     prior = prior_strength(setup) if options.prior == "auto" else options.prior
-    robust = _own_steps(options) and options.tolerance == 0 and is_exact(setup.step_zero, parts.data.train)
+    robust = (
+        options.theta_step.name == "lbfgs"
+        and options.preset is None
+        and options.tolerance == 0
+        and is_exact(setup.step_zero, parts.data.train)
+    )
     method = Delta(
         problem,
         setup.trained.model,
@@ -58,7 +64,7 @@ def _build(parts: Ingredients) -> Training:
         rule,
         iteration_limit(options, DELTA),
         patience,
-        stalls=options.theta_step.name == "lbfgs",
+        stalls=options.theta_step.name != "adam",
         closed_form=method.theta is None,
         validation=validation,
     )
@@ -81,7 +87,7 @@ def prior_strength(setup: Setup) -> float:
 
 def _own_steps(options: FitOptions) -> bool:
     """Whether this program decides how to descend, not the paper."""
-    return options.theta_step.name == "lbfgs" and options.preset is None
+    return options.theta_step.name != "adam" and options.preset is None
 
 
 def _held_out(parts: Ingredients, validation: HeldOut | None) -> tuple[Problem, Problem | None, float]:

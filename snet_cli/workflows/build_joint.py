@@ -7,10 +7,11 @@ from numpy.typing import NDArray
 
 from snet_cli.training.arrow import DEFAULT_MEMORY
 from snet_cli.training.gamma import noise_misfit
-from snet_cli.training.joint import Joint
+from snet_cli.training.joint import EXACT_WARM_UP, Joint
 from snet_cli.training.options import FitOptions
 from snet_cli.training.relaxed import RelaxedProblem, channel_scale, known_noise, known_start_mask, relax
 from snet_cli.training.robust import as_tensor
+from snet_cli.training.starts import free_states
 from snet_cli.workflows.build_alpha import is_exact, refined
 from snet_cli.workflows.remesh import DataRemesher
 from snet_cli.workflows.training_plan import (
@@ -26,7 +27,7 @@ from snet_cli.workflows.training_plan import (
 FloatArray = NDArray[np.float64]
 
 JOINT_ITERATIONS = 200
-"""Iterations, the warm-up's ten among them: eight levels of γ take two to eight each, each refinement twenty more."""
+"""Iterations beside a long warm-up: eight levels of γ take two to eight each, each refinement twenty more."""
 
 UNKNOWNS_PER_SAMPLE = 2.0
 """Unknowns per state and sample time that refinement may reach: under the exact constraint X has no freedom of its own,
@@ -49,6 +50,8 @@ def _build(parts: Ingredients) -> Training:
     options, setup, data = parts.options, parts.setup, parts.data
     free = options.x0 == "free"
     exact = is_exact(setup.step_zero, data.train)
+    # a guess of a hidden state is never exact, and what it was guessed with would look right
+    known_exactly = exact and not free_states(setup.layout) and not setup.layout.lags
     zero = refined(parts, exact)
     problem = problem_of(parts, data.train, zero)
     noise = _noise(parts, exact)
@@ -57,7 +60,6 @@ def _build(parts: Ingredients) -> Training:
     relaxed = relax(problem, data.train, channels, known_start=known)
     rule = relaxed_rule(parts, problem, SCORE_GAMMA if options.gamma == "auto" else options.gamma, free=free)
     validation = validation_of(parts, rule)
-    memory = parts.common.max_memory
     automatic = options.order == options.elements == "auto"
     method = Joint(
         problem,
@@ -67,10 +69,17 @@ def _build(parts: Ingredients) -> Training:
         prior=_prior(relaxed, noise) if options.prior == "auto" else options.prior,
         held_out=None if validation is None else validation.scorer(),
         threshold=None if zero.threshold is None else as_tensor(zero.threshold, parts.device),
+        exact=known_exactly,
         remesher=DataRemesher(parts, channels, rule, UNKNOWNS_PER_SAMPLE) if automatic else None,
-        memory=DEFAULT_MEMORY if memory is None else int(MEMORY_SHARE * memory),
+        memory=joint_memory(parts.common.max_memory),
     )
-    return Training(method, rule, iteration_limit(options, JOINT), mesh=zero.mesh, validation=validation)
+    limit = iteration_limit(options, JOINT) + (EXACT_WARM_UP if known_exactly and options.iterations is None else 0)
+    return Training(method, rule, limit, mesh=zero.mesh, validation=validation)
+
+
+def joint_memory(most: float | None) -> int:
+    """Bytes for the normal equations under `--max-memory`."""
+    return DEFAULT_MEMORY if most is None else int(MEMORY_SHARE * most)
 
 
 JOINT = MethodEntry(_build, _iterations)

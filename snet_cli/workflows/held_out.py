@@ -14,6 +14,7 @@ import torch
 
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.trajectories import Trajectories
+from snet_cli.models.mlp import Mlp
 from snet_cli.models.options import MODEL_OPTIONS
 from snet_cli.training.options import FitOptions
 from snet_cli.training.problem import Problem
@@ -68,7 +69,9 @@ def hold_out(
     data = replace(data, outputs=data.outputs[:, columns], output_names=layout.outputs)
     elements = max(1, round(float((data.end - data.start).max()) / rule.width))
     options = FitOptions(order=rule.order, elements=elements, x0=None if rule.known_start else "free", loss=rule.loss)
-    zero = fit_step_zero(options, common, data, _choice(trained), layout)
+    model = trained.model
+    lags = model.lag_times().detach().cpu().numpy() if isinstance(model, Mlp) and model.lags else None
+    zero = fit_step_zero(options, common, data, _choice(trained), layout, lag_times=lags)
     problem = build_problem(
         options, data, layout, zero, trained.model.constants, trained.inputs, device, trained.constants
     )

@@ -5,14 +5,15 @@ from __future__ import annotations
 import numpy as np
 
 from snet_cli.errors import DataError, UsageError
-from snet_cli.training.method_choice import MethodChoice, choose_method
+from snet_cli.training.arrow import batch_bytes, schur_fits
+from snet_cli.training.method_choice import MethodChoice, choose_method, or_joint
 from snet_cli.training.options import FitOptions
 from snet_cli.training.relaxed import known_start_mask
 from snet_cli.training.state_layout import StateLayout
 from snet_cli.training.step_zero import held_out_error
 from snet_cli.workflows.build_alpha import ALPHA
 from snet_cli.workflows.build_delta import DELTA
-from snet_cli.workflows.build_joint import JOINT
+from snet_cli.workflows.build_joint import JOINT, joint_memory
 from snet_cli.workflows.build_shooting import SHOOTING_METHODS, shooting_entry
 from snet_cli.workflows.training_plan import Ingredients, MethodEntry, Training, iteration_limit
 from snet_cli.workflows.training_setup import STREAM_HELD_OUT, stream
@@ -49,7 +50,7 @@ def resolve_method(parts: Ingredients) -> MethodChoice:
             known_start=options.x0 != "free",
             seed=stream(parts.common.seed, STREAM_HELD_OUT),
         )
-    return choose_method(
+    choice = choose_method(
         zero.mesh,
         data,
         condition=zero.condition,
@@ -57,6 +58,16 @@ def resolve_method(parts: Ingredients) -> MethodChoice:
         hidden=layout.hidden,
         determined=layout.all_measured,
     )
+    weights = sum(p.numel() for p in parts.setup.trained.model.parameters())
+    return or_joint(choice, layout, weights, fits=_joint_fits(parts, weights))
+
+
+def _joint_fits(parts: Ingredients, weights: int) -> bool:
+    """Whether S, and the arrays of the longest trajectory, fit `--max-memory`."""
+    mesh, memory = parts.setup.step_zero.mesh, joint_memory(parts.common.max_memory)
+    rows = (mesh.basis.order + 1) * len(parts.setup.layout.states)
+    longest = batch_bytes(mesh.elements_of_longest * rows, weights, rows)
+    return schur_fits(weights, memory) and longest <= memory
 
 
 def check_method(name: str, layout: StateLayout) -> None:
@@ -75,7 +86,7 @@ def check_method(name: str, layout: StateLayout) -> None:
     what = f"nothing measures {', '.join(unknown)}" if unknown else "the outputs do not determine the states"
     raise UsageError(
         f"method {name} needs the trajectory of every state, and {what}.",
-        "Choose --method alpha, which estimates them.",
+        "Choose --method joint or alpha, which estimate them.",
     )
 
 
@@ -92,7 +103,8 @@ def check_unknowns(method: str, parts: Ingredients) -> tuple[str, ...]:
     setup, data = parts.setup, parts.data.train
     values = int(np.isfinite(data.outputs).sum())
     known = known_start_mask(data, setup.layout.states)[0] if parts.options.x0 != "free" else False
-    starts = int((~np.broadcast_to(known, (len(data), len(setup.layout.states)))).sum())
+    free = ~np.broadcast_to(known, (len(data), len(setup.layout.states)))
+    starts = int(free.sum() - free[:, [s for s, _ in setup.layout.lags]].sum())  # lagged inputs start at u(t0)
     if values < starts:
         raise DataError(
             f"{values} measured values cannot determine {starts} initial states ({len(setup.layout.states)} in each of "

@@ -92,6 +92,7 @@ class TrainedModel:
             scale=self.scale,
             start=self.start,
             device=device,
+            lag_inputs=dict(self.layout.lags) or None,
         )
 
     def check_fits(self, data: Trajectories) -> None:
@@ -190,6 +191,7 @@ def to_checkpoint(
         "inputs": list(trained.inputs),
         "observation": trained.layout.observation.tolist(),
         "derived": [list(pair) for pair in trained.layout.derived],
+        "lags": [list(pair) for pair in trained.layout.lags],
         "units": trained.units,
         "time_unit": trained.time_unit,
         "intersample": trained.intersample,
@@ -243,6 +245,7 @@ def from_checkpoint(checkpoint: Checkpoint, path: str, source: UserSource | None
             tuple(contract["outputs"]),
             np.array(contract["observation"], dtype=np.float64).reshape(len(contract["outputs"]), len(space.states)),
             tuple((int(v), int(q)) for v, q in contract["derived"]),
+            tuple((int(s), int(j)) for s, j in contract.get("lags", [])),  # older models have none
         )
         tree, rule = dict(contract["model"]), contract.get("relaxed")
         name = str(tree["name"])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,7 +16,8 @@ from snet_cli.config.models import model_reference
 from snet_cli.data.constants import known_constants
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.trajectories import Trajectories
-from snet_cli.errors import DataError
+from snet_cli.errors import DataError, UsageError
+from snet_cli.models.mlp import Mlp, lag_name
 from snet_cli.models.options import GenericOptions, MlpOptions, ModelOptions
 from snet_cli.models.registry import MODELS, build_model, default_model, state_space
 from snet_cli.models.user import UserSource, read_source
@@ -25,6 +26,7 @@ from snet_cli.training.node_inputs import inputs_at_nodes
 from snet_cli.training.options import FitOptions
 from snet_cli.training.problem import Problem, assemble_problem
 from snet_cli.training.robust import robust_step_zero
+from snet_cli.training.starts import FIRST_LAG, with_lagged_inputs
 from snet_cli.training.state_layout import StateLayout, lay_out_states, observed_names
 from snet_cli.training.step_zero import StepZero, step_zero
 from snet_cli.workflows.trained_model import TrainedModel, training_statistics
@@ -91,11 +93,21 @@ def lay_out(options: FitOptions, choice: ModelChoice, data: Trajectories) -> Sta
         _second_order(choice),
         options.observe,
         choice.options.hidden_states if isinstance(choice.options, GenericOptions) else 0,
+        _lagged(choice, data),
     )
 
 
 def _second_order(choice: ModelChoice) -> dict[str, str]:
     return dict(choice.options.second_order) if isinstance(choice.options, MlpOptions) else {}
+
+
+def _lagged(choice: ModelChoice, data: Trajectories) -> tuple[str, ...]:
+    """The states of lagged inputs."""
+    if not isinstance(choice.options, MlpOptions) or choice.options.input_lag == "none":
+        return ()
+    if not data.inputs.names:
+        raise UsageError("model.input_lag: the data has no input that could lag.", "Leave model.input_lag out.")
+    return tuple(lag_name(name) for name in data.inputs.names)
 
 
 def prepare(
@@ -136,6 +148,8 @@ def prepare(
     ).to(device)
     if zero is None:
         zero = fit_step_zero(options, common, data, choice, layout, deadline)
+    if isinstance(model, Mlp) and model.lags:
+        model.first_lag.fill_(FIRST_LAG * data.sampling_interval())
     problem = build_problem(options, data, layout, zero, model.constants, space.inputs, device)
     model.fit_normalization(problem.node_data())
     first = zero.mesh.first_element[:-1]
@@ -167,8 +181,9 @@ def fit_step_zero(
     choice: ModelChoice,
     layout: StateLayout,
     deadline: float = math.inf,
+    lag_times: NDArray[np.float64] | None = None,
 ) -> StepZero:
-    """Step 0 as the options ask for it."""
+    """Step 0 as the options ask for it; lagged inputs respond with these time constants, at first `FIRST_LAG`."""
 
     def fit(part: Trajectories, order: int | None, elements: int | None) -> StepZero:
         return step_zero(
@@ -183,7 +198,13 @@ def fit_step_zero(
             deadline=deadline,
         )
 
-    return robust_step_zero(fit, data, layout) if options.loss == "huber" else fit(data, None, None)
+    zero = robust_step_zero(fit, data, layout) if options.loss == "huber" else fit(data, None, None)
+    if not layout.lags:
+        return zero
+    if lag_times is None:
+        lag_times = np.full(len(layout.lags), FIRST_LAG * data.sampling_interval())
+    inputs = inputs_at_nodes(zero.mesh, data.inputs)
+    return replace(zero, nodes=with_lagged_inputs(zero.mesh, zero.nodes, layout, inputs, lag_times))
 
 
 def build_problem(

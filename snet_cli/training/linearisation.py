@@ -1,0 +1,228 @@
+"""J's Gauss-Newton model with X eliminated: the Schur complement on θ, formed or only applied, and its damped steps.
+
+The whole arrow stands in `arrow`. Inner values of every element are condensed first (`block_solver`): with L_I the
+factor of A's inner rows, Q = L_I⁻¹ M_I (M's inner rows) and E what is left of M's end rows, the Schur complement is
+
+    S = Σ_e G̃_eᵀ (1 - t tᵀ - Q_eᵀ Q_e) G̃_e - Σ yᵀ y + γν 1,       y: the boundaries' part of L⁻¹ (-E_e G̃_e).
+
+The matrix in brackets is positive semidefinite, K_eᵀ K_e by its Cholesky factor, so that the large products are one
+K_e G̃_e per element and half of one product of all those rows with themselves. Where an element has more unknowns than
+there are weights, B_e = -M_e G̃_e is condensed itself, which is cheaper than K_e.
+
+Where N_θ² numbers are too many, S is only applied to vectors, ``S v = G̃ᵀ (1 - t tᵀ - Mᵀ A⁻¹ M) G̃ v + γν v``, by one
+forward and one backward pass of f and one solution with A; `krylov` does the rest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from snet_cli.training.arrow import ArrowProblem, Batch, StateSystem
+from snet_cli.training.block_solver import BlockFactor
+from snet_cli.training.krylov import KrylovSystem
+from snet_cli.training.state_jacobian import state_jacobian
+from snet_cli.training.theta_jacobian import ThetaProducts, theta_jacobian
+from snet_cli.training.weight_system import WeightSystem, symmetric_gram
+
+NOT_NEGATIVE = 4e-15
+"""Added to the diagonal of 1 - t tᵀ - QᵀQ, whose least eigenvalues are zero and round to either side; ten times more
+until the factor exists. In S it is what a damping of that size would be."""
+
+KEPT_COPIES = 5
+"""Arrays of the size of A that stay for back-substitution: blocks, coupling, factor, and room for a solution."""
+
+
+class Move(NamedTuple):
+    """A step in X (N, P, n) and in θ (N_θ,), and the decrease of J that the linear model promises."""
+
+    states: Tensor
+    weights: Tensor
+    promise: float
+
+
+class _Eliminated(NamedTuple):
+    """A batch with A factored, and products with ∂f/∂θ at its points."""
+
+    batch: Batch
+    system: StateSystem
+    factor: BlockFactor
+    products: ThetaProducts
+
+    def forward(self, weights: Tensor) -> Tensor:
+        """G̃ dθ, shape (N, Pn, 1)."""
+        return (self.batch.root * self.products.product(weights).view_as(self.system.residual)).flatten(1)[..., None]
+
+    def back(self, vector: Tensor) -> Tensor:
+        """G̃ᵀ v, shape (N_θ,), for v of shape (N, Pn, 1)."""
+        return self.products.transpose_product((self.batch.root * vector.view_as(self.batch.root)).flatten(0, 1))
+
+    def left_over(self, vector: Tensor) -> Tensor:
+        """(1 - t tᵀ - Mᵀ A⁻¹ M) v, shape (N, Pn, 1)."""
+        M, shape = self.system.coupling, self.system.residual.shape
+        return self.batch.project(vector.view(shape)).view_as(vector) - M.mT @ self.factor.solve(M @ vector)
+
+    def reduced_residual(self) -> Tensor:
+        """T d - Mᵀ A⁻¹ g_x, shape (N, Pn, 1): its G̃ᵀ is minus the gradient that is left when X follows."""
+        response = self.factor.solve(self.system.gradient[:, :, None])
+        return self.system.residual.flatten(1)[..., None] - self.system.coupling.mT @ response
+
+
+class Linearisation:
+    """J's Gauss-Newton model at X and the model's θ, with X eliminated.
+
+    Parameters
+    ----------
+    problem : ArrowProblem
+    nodes : Tensor, shape (N, P, n)
+    gamma : float
+    state_damping : float
+        Damping of X; another one needs another elimination.
+
+    Attributes
+    ----------
+    finite : bool
+        Whether all derivatives are.
+    failed : bool
+        Whether there is no elimination: A is not positive definite, or something is not finite.
+    gradient : Tensor, shape (N_θ,)
+        g_θ.
+    reduced : WeightSystem or KrylovSystem
+        (S + μ diag(m)) dθ = -(g_θ - Bᵀ A⁻¹ g_x); meaningless where `failed`.
+    """
+
+    def __init__(self, problem: ArrowProblem, nodes: Tensor, gamma: float, state_damping: float) -> None:
+        self.problem, self.nodes, self.gamma = problem, nodes, gamma
+        self.ridge = state_damping * gamma
+        self.finite, self.failed = True, False
+        self._kept: list[_Eliminated] = []
+        bytes_kept = 8 * KEPT_COPIES * problem.rows**2 * problem.relaxed.trajectory.numel()
+        self._keeps = bytes_kept <= problem.memory
+        theta = problem.theta()
+        self.prior = gamma * problem.prior
+        self.gradient = self.prior * theta
+        self._reduced_gradient = self.gradient.clone()
+        self.reduced = self._form(theta.numel()) if problem.formed else self._apply()
+
+    @property
+    def schur(self) -> Tensor:
+        """S, shape (N_θ, N_θ), where it is formed."""
+        assert isinstance(self.reduced, WeightSystem)
+        return self.reduced.matrix
+
+    @property
+    def weight_measure(self) -> Tensor:
+        """What the damping of θ multiplies, shape (N_θ,)."""
+        return self.reduced.measure
+
+    def solve(self, damping: float) -> Move | None:
+        """The step with θ damped by μ; None where the damped matrix is not positive definite or not finite."""
+        weights = None if self.failed else self.reduced.solve(damping)
+        if weights is None:
+            return None
+        states = torch.empty_like(self.nodes)
+        # true of every step that is optimal in the space it was sought in, all or Krylov's
+        promise = float(weights @ (damping * self.weight_measure * weights - self.gradient))
+        for done in self._kept or map(self._eliminate, self.problem.batches):
+            system, batch = done.system, done.batch
+            right_side = system.gradient[..., None] - system.coupling @ done.forward(weights)
+            step = -done.factor.solve(right_side)[:, :, 0]
+            promise += float((step * (self.ridge * batch.measure.flatten(1) * step - system.gradient)).sum())
+            states[batch.elements] = step.view_as(states[batch.elements])
+        return Move(states, weights, promise) if bool(torch.isfinite(states).all()) else None
+
+    def _form(self, size: int) -> WeightSystem:
+        """S and g over all batches."""
+        dtype, device = self.nodes.dtype, self.nodes.device
+        matrix = self.prior * torch.eye(size, dtype=dtype, device=device)
+        for batch in self.problem.batches:
+            x = self.nodes[batch.elements]
+            N, P, n = x.shape
+            rates, F, G = theta_jacobian(self.problem.model, *batch.points(x))
+            done = self._factored(batch, x, rates, F)
+            G = G.reshape(N, P * n, size).mul_(batch.root.flatten(1)[:, :, None])  # G̃
+            if not self._usable(done, G):
+                break
+            matrix += _schur_share(done, G)
+            self._add_gradients(done, partial(_transposed, G.flatten(0, 1)))
+        return WeightSystem.build(matrix, self._reduced_gradient, self.problem.parameters)
+
+    def _apply(self) -> KrylovSystem:
+        """The same with S as products only."""
+        for batch in self.problem.batches:
+            done = self._eliminate(batch)
+            if not self._usable(done, done.system.residual):
+                break
+            self._add_gradients(done, done.back)
+        return KrylovSystem(self._product, self._reduced_gradient, self.problem.parameters)
+
+    def _product(self, vector: Tensor) -> Tensor:
+        """S v."""
+        total = self.prior * vector
+        for done in self._kept or map(self._eliminate, self.problem.batches):
+            total = total + done.back(done.left_over(done.forward(vector)))
+        return total
+
+    def _eliminate(self, batch: Batch) -> _Eliminated:
+        """Factor A of a batch without ∂f/∂θ."""
+        x = self.nodes[batch.elements]
+        return self._factored(batch, x, *state_jacobian(self.problem.model, *batch.points(x)))
+
+    def _factored(self, batch: Batch, x: Tensor, rates: Tensor, F: Tensor) -> _Eliminated:
+        system = self.problem.state_system(batch, x, self.gamma, rates, F)
+        damped = system.blocks.clone()
+        torch.diagonal(damped, dim1=1, dim2=2).add_(self.ridge * batch.measure.flatten(1))
+        factor = BlockFactor(damped, batch.part.trajectory, x.shape[2])
+        return _Eliminated(batch, system, factor, ThetaProducts(self.problem.model, *batch.points(x)))
+
+    def _usable(self, done: _Eliminated, *others: Tensor) -> bool:
+        """Whether everything is finite and A has a factor; says so in `finite` and `failed`."""
+        # one that is not finite spoils the sum, which is far cheaper than a mask as large as G
+        self.finite = all(bool(torch.isfinite(part.sum())) for part in (*done.system, *others))
+        self.failed = not self.finite or bool(done.factor.failed.any())
+        if self._keeps and not self.failed:
+            self._kept.append(done)
+        return not self.failed
+
+    def _add_gradients(self, done: _Eliminated, back: Callable[[Tensor], Tensor]) -> None:
+        """A batch's share of g_θ, and of what is left of it when X follows, by v -> G̃ᵀ v."""
+        self.gradient = self.gradient - back(done.system.residual)
+        self._reduced_gradient = self._reduced_gradient - back(done.reduced_residual())
+
+
+def _transposed(matrix: Tensor, vector: Tensor) -> Tensor:
+    """Gᵀ v of G (Q n, N_θ)."""
+    return vector.flatten() @ matrix
+
+
+def _schur_share(done: _Eliminated, G: Tensor) -> Tensor:
+    """A batch's part of S from G̃ (N, Pn, N_θ)."""
+    batch, factor, M = done.batch, done.factor, done.system.coupling
+    N, P, n = done.system.residual.shape
+    if G.shape[2] < P * n:
+        rows = batch.project(G.view(N, P, -1)).flatten(0, 1).view(N * P * n, -1)
+        return symmetric_gram(rows) - factor.gram(M @ G)
+    inner, ends = factor.condense(M)
+    projector = batch.project(torch.eye(P * n, dtype=G.dtype, device=G.device).view(1, P, -1).expand(N, -1, -1))
+    K = _root(projector.reshape(N, P * n, P * n) - inner.mT @ inner)
+    share = symmetric_gram((K @ G).flatten(0, 1))
+    for part in factor.boundary_parts(ends @ G):
+        share -= symmetric_gram(part.flatten(0, 1))
+    return share
+
+
+def _root(matrices: Tensor) -> Tensor:
+    """K with KᵀK = C for positive semidefinite C (N, r, r) with eigenvalues up to 1, upper triangular."""
+    diagonal = torch.diagonal(matrices, dim1=1, dim2=2)
+    added = NOT_NEGATIVE
+    diagonal += added
+    while True:
+        L, info = torch.linalg.cholesky_ex(matrices)
+        if not bool((info != 0).any()) or added > 1e-6:
+            return L.mT
+        diagonal += 9.0 * added
+        added *= 10.0

@@ -1,0 +1,122 @@
+"""Damped normal equations in the weights θ, once everything else is fixed or eliminated: ``(S + μ diag(m)) dθ = -g``.
+
+S is half the Gauss-Newton Hessian of the loss in θ: the Schur complement of the arrow where the trajectories are
+eliminated (`linearisation`), Σ Gᵀ W G where they are fixed (`theta_lm`). Both damp, solve and measure θ alike.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+START_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e-14, 1e8
+"""μ at first, and its bounds."""
+
+EASIER, HARDER = 5.0, 2.5
+"""Factors of μ after a step and after a refusal, which costs no new S ("delayed gratification", Transtrum & Sethna
+2012: networks are sloppy models, whose canyons are followed best with the least damping that still descends)."""
+
+NO_CURVATURE = 1e-14
+"""Least measure of a weight, relative to the largest curvature: one without any influence must not leave S singular."""
+
+NO_SIZE = 1e-6
+"""Mean cost of a tensor relative to that of all weights below which its magnitude says nothing about its scale."""
+
+GRAM_COLUMNS = 128
+"""Columns whose products are formed at a time by `symmetric_gram`."""
+
+
+@dataclass(frozen=True)
+class WeightSystem:
+    """S, g and the measure of the damping.
+
+    Attributes
+    ----------
+    matrix : Tensor, shape (N_θ, N_θ)
+        S, half the Gauss-Newton Hessian.
+    gradient : Tensor, shape (N_θ,)
+        g, half the gradient.
+    measure : Tensor, shape (N_θ,)
+        m, from `weight_measure`.
+    """
+
+    matrix: Tensor
+    gradient: Tensor
+    measure: Tensor
+
+    @classmethod
+    def build(cls, matrix: Tensor, gradient: Tensor, parameters: list[nn.Parameter]) -> WeightSystem:
+        """The system with the measure that fits it."""
+        return cls(matrix, gradient, weight_measure(matrix.diagonal(), parameters))
+
+    def solve(self, damping: float) -> Tensor | None:
+        """Dθ for μ; None where S + μ diag(m) is not positive definite or the step is not finite."""
+        L, info = torch.linalg.cholesky_ex(self.matrix + torch.diag(damping * self.measure))
+        if int(info) != 0:
+            return None
+        step = -torch.cholesky_solve(self.gradient[:, None], L)[:, 0]
+        return step if bool(torch.isfinite(step).all()) else None
+
+
+def weight_measure(curvature: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+    """One over the mean square of each parameter's tensor, scaled so that on average it costs its own curvature.
+
+    It scales with the units of a parameter as its curvature does, but gives all weights of a layer one measure: those
+    that the data hardly feels stay as free as the others (Marquardt's diagonal would hold each by its own curvature,
+    and halves the gain of a step on a wide network).
+    """
+    curvature = curvature.clamp_min(0.0)
+    square = mean_squares(parameters)
+    cost = curvature * square
+    level = cost.mean()
+    by_tensor = torch.cat(
+        [part.mean().expand(part.numel()) for part in torch.split(cost, [p.numel() for p in parameters])]
+    )
+    # a tensor that is zero, or was a moment ago, tells no size (small units would come with a large curvature): its own
+    # curvature serves
+    sized = (square > 0) & (by_tensor > NO_SIZE * level)
+    by_size = level / torch.where(square > 0, square, 1.0)
+    floor = NO_CURVATURE * curvature.max() + torch.finfo(curvature.dtype).tiny
+    return torch.where(sized, by_size, curvature).clamp_min(floor)
+
+
+def mean_squares(parameters: list[nn.Parameter]) -> Tensor:
+    """For each weight the mean square of its tensor, shape (N_θ,)."""
+    return torch.cat([p.detach().double().square().mean().expand(p.numel()) for p in parameters])
+
+
+def weights_of(parameters: list[nn.Parameter]) -> Tensor:
+    """θ in float64, in the order of the parameters, shape (N_θ,)."""
+    return nn.utils.parameters_to_vector(parameters).detach().double()
+
+
+def put_weights(parameters: list[nn.Parameter], theta: Tensor) -> None:
+    """Set the parameters to θ."""
+    with torch.no_grad():
+        nn.utils.vector_to_parameters(theta.to(parameters[0].dtype), parameters)
+
+
+def symmetric_gram(rows: Tensor) -> Tensor:
+    """``AᵀA`` of A (Q, r): the products below the diagonal only, in blocks of columns, which is half of them."""
+    r = rows.shape[1]
+    if r <= 2 * GRAM_COLUMNS:
+        return rows.T @ rows
+    total = rows.new_zeros(r, r)
+    for begin in range(0, r, GRAM_COLUMNS):
+        end = min(begin + GRAM_COLUMNS, r)
+        total[begin:, begin:end] = rows[:, begin:].T @ rows[:, begin:end]
+    return total.tril() + total.tril(-1).mT
+
+
+def gram_by_output(rows: Tensor) -> Tensor:
+    """``Σ_i A_iᵀA_i`` of A (Q, n, N_θ), output by output: structured models have outputs that few weights reach."""
+    total = rows.new_zeros(rows.shape[2], rows.shape[2])
+    for i in range(rows.shape[1]):
+        reached = torch.nonzero((rows[:, i] != 0).any(0))[:, 0]
+        if reached.numel() == rows.shape[2]:
+            total += symmetric_gram(rows[:, i])
+        else:
+            total[reached[:, None], reached] += symmetric_gram(rows[:, i, reached])
+    return total
