@@ -1,13 +1,10 @@
-"""`snet fit` killed at random instants, and resumed until it is done: in forked children, which have imported all."""
+"""`snet fit` killed at random instants, and resumed until it is done."""
 
 from __future__ import annotations
 
 import hashlib
 import os
-import signal
-import sys
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,29 +15,7 @@ from snet_cli.cli.main import main
 from snet_cli.data.checkpoint_file import load_checkpoint
 from snet_cli.errors import CheckpointError
 from snet_cli.workflows.resume import previous_path, state_path
-
-
-def run_in_child(args: Sequence[object], kill_after: float | None = None, limit: float = 300.0) -> int | None:
-    """Run a command in a fork of this process; its exit code, or None where it was killed -9 in time."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", DeprecationWarning)  # forks and threads: the child computes on one
-        child = os.fork()
-    if child == 0:
-        with open(os.devnull, "w") as nowhere, open("log.txt", "a") as log:
-            sys.stdout, sys.stderr = nowhere, log
-            code = main([str(arg) for arg in args])
-            log.flush()
-            os._exit(code)
-    end = time.monotonic() + (limit if kill_after is None else kill_after)
-    while time.monotonic() < end:
-        done, status = os.waitpid(child, os.WNOHANG)
-        if done:
-            return os.waitstatus_to_exitcode(status)
-        time.sleep(0.002)
-    os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
-    assert kill_after is not None, f"the command took longer than {limit} s"
-    return None
+from tests.children import LOG, run_child
 
 
 def sha256(path: str) -> str:
@@ -69,7 +44,7 @@ def kill_until(args: Sequence[object], output: str, kills: int, rng: np.random.G
     """
     assert main([str(arg) for arg in (*args, "-o", "straight.h5", "-q")]) == 0  # here, so that children import nothing
     wanted, begin = sha256("straight.h5"), time.monotonic()
-    assert run_in_child([*args, "-o", "again.h5"]) == 0, Path("log.txt").read_text()
+    assert run_child([*args, "-o", "again.h5"]).code == 0, Path(LOG).read_text()
     duration = time.monotonic() - begin
     assert sha256("again.h5") == wanted
     tally = Tally()
@@ -79,10 +54,10 @@ def kill_until(args: Sequence[object], output: str, kills: int, rng: np.random.G
         begun, code = False, None
         while code is None:
             delay = float(rng.uniform(0.0, 1.2 * duration)) if tally.kills < kills else None
-            code = run_in_child([*args, "-o", output, "--resume"], delay)
+            code = run_child([*args, "-o", output, "--resume"], after=delay).code
             tally.kills += code is None
             begun = _look(output, begun, tally)
-        assert code == 0, Path("log.txt").read_text()
+        assert code == 0, Path(LOG).read_text()
         tally.runs += 1
         tally.same += sha256(output) == wanted
     return tally

@@ -9,23 +9,34 @@ from __future__ import annotations
 
 import multiprocessing
 import os
+import tempfile
 import time
 from collections import Counter
 from collections.abc import Callable
 from multiprocessing.connection import Connection
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 
-from snet_cli.data.checkpoint_file import encode_checkpoint, load_checkpoint
-from snet_cli.data.trajectory_file import decode_trajectories, encode_trajectories
+from snet_cli.data.checkpoint_file import Checkpoint, encode_checkpoint, load_checkpoint
+from snet_cli.data.storage import MAX_BYTES
+from snet_cli.data.trajectory_file import decode_trajectories, encode_trajectories, save_trajectories
 from snet_cli.errors import CheckpointError, DataError
+from snet_cli.training.options import FitOptions
+from snet_cli.workflows.fit import fit
+from snet_cli.workflows.run_state import load_state
 from tests.sample_files import same, sample_checkpoint, sample_trajectories
+from tests.training_cases import spirals
 
 LIMIT = 10.0
 """Seconds for one reading; it takes milliseconds."""
 
 TRAJECTORIES, CHECKPOINT = sample_trajectories(), sample_checkpoint()
+
+STATE: list[Any] = []
+"""Bytes and content of a run's state, once a test needs them."""
 
 
 def mutate(image: bytes, rng: np.random.Generator) -> bytes:
@@ -61,6 +72,27 @@ def read_checkpoint(image: bytes) -> str:
     except CheckpointError:
         return "refused"
     return "harmless" if same(loaded, CHECKPOINT) else "SILENT"
+
+
+def read_state(image: bytes) -> str:
+    """What going on from the state of a run comes to."""
+    path = Path(f"{os.getpid()}.resume")
+    path.write_bytes(image)
+    try:
+        load_state(str(path), MAX_BYTES)
+    except CheckpointError:
+        return "refused"
+    return "harmless" if same(load_checkpoint(image), STATE[1]) else "SILENT"
+
+
+def real_state() -> tuple[bytes, Checkpoint]:
+    """The state of a short run, as bytes and as what they hold."""
+    with tempfile.TemporaryDirectory() as folder:
+        save_trajectories(f"{folder}/a.h5", spirals(3, 20))
+        options = {"method": "delta", "model": {"name": "mlp", "hidden": [4]}, "order": 5, "elements": 1}
+        fit(f"{folder}/a.h5", f"{folder}/m.h5", FitOptions.model_validate({**options, "iterations": 3}))
+        image = Path(f"{folder}/m.h5.resume").read_bytes()
+    return image, load_checkpoint(image)
 
 
 def serve(judge: Callable[[bytes], str], connection: Connection) -> None:
@@ -104,20 +136,27 @@ def judge_all(judge: Callable[[bytes], str], images: list[bytes]) -> Counter[str
 pytestmark = pytest.mark.filterwarnings("ignore:.*multi-threaded:DeprecationWarning")  # torch's threads sleep
 
 
-@pytest.mark.parametrize(
-    ("judge", "image"),
-    [
-        pytest.param(read_trajectories, encode_trajectories(TRAJECTORIES), id="trajectories"),
-        pytest.param(read_checkpoint, encode_checkpoint(CHECKPOINT), id="checkpoint"),
-    ],
-)
-@pytest.mark.parametrize("count", [300, pytest.param(5_000, marks=pytest.mark.stress)])
-def test_damage_is_refused_or_harmless(judge: Callable[[bytes], str], image: bytes, count: int) -> None:
+JUDGES: dict[str, tuple[Callable[[bytes], str], Callable[[], bytes]]] = {
+    "trajectories": (read_trajectories, lambda: encode_trajectories(TRAJECTORIES)),
+    "checkpoint": (read_checkpoint, lambda: encode_checkpoint(CHECKPOINT)),
+    "state of a run": (read_state, lambda: STATE[0]),
+}
+
+
+@pytest.mark.parametrize("kind", JUDGES)
+@pytest.mark.parametrize("count", [100, pytest.param(3_400, marks=pytest.mark.stress)])
+def test_damage_is_refused_or_harmless(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], kind: str, count: int
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    STATE[:] = STATE or real_state()
+    judge, image = JUDGES[kind][0], JUDGES[kind][1]()
     rng = np.random.default_rng(20200430)
     images = [mutate(image, rng) for _ in range(count)]
     start = time.perf_counter()
     counts = judge_all(judge, [image, *(other or b"\0" for other in images)])
-    print(f"{dict(counts)} in {time.perf_counter() - start:.1f} s")
+    with capsys.disabled():
+        print(f"\n{kind}: {dict(counts)} of {count} mutations in {time.perf_counter() - start:.1f} s")
     assert set(counts) <= {"refused", "harmless"}, counts
     assert counts["refused"] > count / 2
 

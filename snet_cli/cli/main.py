@@ -8,6 +8,7 @@ from __future__ import annotations
 import difflib
 import importlib
 import os
+import resource
 import sys
 import traceback
 from collections.abc import Sequence
@@ -49,6 +50,18 @@ PARSE_ERROR: type[Exception] = typer.BadParameter.__mro__[1]
 
 PIPE_EXIT = 141
 """128 + SIGPIPE: what a shell reports of a program whose reader has gone."""
+
+WITHOUT_TORCH = ("info", "import")
+"""Commands that need NumPy and HDF5 alone."""
+
+ADDRESS_SPACE = {True: 300_000_000, False: 1_250_000_000}
+"""Bytes that commands without and with torch need on two cores; measured: 0.25 and 1.0 GB."""
+
+ADDRESS_SPACE_OF_A_CORE = 100_000_000
+"""Bytes for each further core: stacks and buffers of two BLAS libraries' threads."""
+
+OUT_OF_MEMORY = ("can't allocate memory", "not enough memory", "out of memory", "std::bad_alloc")
+"""What torch says, in a `RuntimeError`, where Python has `MemoryError`."""
 
 
 class Commands(TyperGroup):
@@ -130,9 +143,10 @@ def main(args: Sequence[str] | None = None) -> int:
         _let_the_pipe_go()
         return PIPE_EXIT
     except MemoryError:
-        console.error(NumericalError("the memory does not suffice.", "Use fewer trajectories, or another machine."))
-        return NumericalError.exit_code
+        return _out_of_memory(console)
     except Exception as error:
+        if any(words in str(error) for words in OUT_OF_MEMORY):
+            return _out_of_memory(console)
         print(clean(traceback.format_exc()), file=sys.stderr)
         console.error(SnetError(f"{type(error).__name__}: {error}", FAREWELL))
         return SnetError.exit_code
@@ -144,12 +158,39 @@ def _run(args: list[str], console: Console) -> int:
         return 0
     if not args:
         raise UsageError("no command was given.", f"There are {', '.join(COMMANDS)}; see 'snet --help'.")
+    if args[0] in COMMANDS:
+        _require_address_space(args[0])
     try:
         with typer.main.get_command(app).make_context("snet", args, obj=console) as ctx:
             code = ctx.command.invoke(ctx)
     except typer.Exit as end:
         return end.exit_code
     return code if isinstance(code, int) else 0
+
+
+def _out_of_memory(console: Console) -> int:
+    console.error(NumericalError("the memory does not suffice.", "Use fewer trajectories, or another machine."))
+    return NumericalError.exit_code
+
+
+def _require_address_space(command: str) -> None:
+    """Refuse to begin under a limit (`ulimit -v`) that the libraries do not fit in.
+
+    They do not fail there, but wait for ever or end the process, each in its own way; their threads take address
+    space as well.
+
+    Raises
+    ------
+    UsageError
+    """
+    limit = resource.getrlimit(resource.RLIMIT_AS)[0]
+    needed = ADDRESS_SPACE[command in WITHOUT_TORCH] + ADDRESS_SPACE_OF_A_CORE * max((os.cpu_count() or 1) - 2, 0)
+    if limit != resource.RLIM_INFINITY and limit < needed:
+        raise UsageError(
+            f"the limit on address space is {limit / 1e9:.3g} GB, and snet {command} needs {needed / 1e9:.3g} GB for "
+            "its libraries alone.",
+            f"Raise it: ulimit -v {-(-needed // 1024)}, or: ulimit -v unlimited",
+        )
 
 
 def _explained(error: Exception, args: Sequence[str]) -> UsageError:

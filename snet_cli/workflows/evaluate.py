@@ -27,6 +27,7 @@ from snet_cli.forecasting.rollout import Forecast, rollout
 from snet_cli.forecasting.windows import Windows, plan_windows
 from snet_cli.models.user import read_source
 from snet_cli.training.relaxed_score import RelaxedRule
+from snet_cli.workflows import memory
 from snet_cli.workflows.bands import bands_of, required_posterior
 from snet_cli.workflows.held_out import hold_out, scorable
 from snet_cli.workflows.provenance import history_line, provenance
@@ -96,6 +97,8 @@ def evaluate(
         check_folder(options.plot, force)
     if dry_run:
         return _plan(trained, data, windows)
+    size = memory.of_forecasts(int(np.sum(windows.row_size)), len(trained.layout.states))
+    memory.require_memory("the forecast", size, common)
     relaxed = _relaxed(trained, model, data, options, common, device, report)
     forecast = rollout(
         trained.forecast_model(device),

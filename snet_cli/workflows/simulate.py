@@ -108,8 +108,12 @@ def _simulated(
 
     from snet_cli.data.trajectory_file import save_trajectories
     from snet_cli.simulation.simulate import simulate as integrated
+    from snet_cli.workflows import memory
     from snet_cli.workflows.resources import choose_device, set_threads
 
+    states = len(get_system(system).channels(parameters).states)
+    size = memory.of_simulation(options.trajectories, options.samples or 1, states)
+    memory.require_memory("the simulation", size, common)
     set_threads(common.threads, options.trajectories * WIDTH)
     device = choose_device(common.device)
     simulation = integrated(

@@ -29,6 +29,8 @@ from snet_cli.training.robust import robust_step_zero
 from snet_cli.training.starts import FIRST_LAG, with_lagged_inputs
 from snet_cli.training.state_layout import StateLayout, lay_out_states, observed_names
 from snet_cli.training.step_zero import StepZero, step_zero
+from snet_cli.workflows import memory
+from snet_cli.workflows.memory import require_memory
 from snet_cli.workflows.trained_model import TrainedModel, training_statistics
 
 STREAM_WEIGHTS, STREAM_SPLIT, STREAM_HELD_OUT, STREAM_PERTURBATION = 1, 2, 3, 4
@@ -130,7 +132,7 @@ def prepare(
     Raises
     ------
     UsageError, DataError
-        If the model does not fit the data.
+        If the model does not fit the data, or the memory does not suffice.
     """
     _require_outputs(data)
     choice = choose_model(options, data)
@@ -138,6 +140,7 @@ def prepare(
     seen = observed_names(data.output_names, options.observe)
     space = state_space(choice.name, seen, data.inputs.names)._replace(states=layout.states)
     dtype = torch.float32 if common.dtype == "float32" else torch.float64
+    require_memory("the model", memory.of_network(choice.options, space, options.theta_step.name), common)
     model = build_model(
         choice.name,
         choice.options,
@@ -147,7 +150,10 @@ def prepare(
         source=choice.source,
     ).to(device)
     if zero is None:
+        require_memory("step 0", memory.of_step_zero(options, data), common)
         zero = fit_step_zero(options, common, data, choice, layout, deadline)
+    size = memory.of_training(options, choice.options, space, zero.mesh.elements, zero.mesh.basis.order)
+    require_memory("training", size, common)
     if isinstance(model, Mlp) and model.lags:
         model.first_lag.fill_(FIRST_LAG * data.sampling_interval())
     problem = build_problem(options, data, layout, zero, model.constants, space.inputs, device)

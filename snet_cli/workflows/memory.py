@@ -1,0 +1,152 @@
+"""How much memory a run will need, judged before anything large is allocated, and how much there is.
+
+The system lets a process ask for more than it has, and kills it when it takes it; so what a run will take is estimated
+from its sizes and refused, with the figure, where it cannot fit. The constants below were fitted to measured peaks
+(vehicle and mlp, 3 000 to 50 000 points); they are right to about a factor of two.
+"""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+
+from snet_cli.data.options import CommonOptions
+from snet_cli.data.trajectories import Trajectories
+from snet_cli.errors import UsageError
+from snet_cli.models.base import StateSpace
+from snet_cli.models.options import ModelOptions
+from snet_cli.training.lbfgs import PAIRS
+from snet_cli.training.options import FitOptions
+
+NUMBER = 8
+"""Bytes of a float64."""
+
+ACTIVATION_COPIES, CHANNEL_COPIES = 6, 40
+"""Numbers kept per point while R and its gradient are computed: for each unit of the network, for each channel."""
+
+BLOCK_COPIES = 3
+"""Blocks (P n, P n) kept per element where trajectories are moved by Gauss-Newton."""
+
+SERIES_COPIES = 3
+"""Blocks (P, P) kept per element by step 0."""
+
+SIMULATED_COPIES, FORECAST_COPIES = 13, 22
+"""Numbers kept per sample and state by `simulate` and by `evaluate`: samples, truth, stages, the file's image."""
+
+FEWER = "Use fewer trajectories, samples, elements or weights, or raise --max-memory where there is more."
+
+
+def require_memory(what: str, needed: float, common: CommonOptions) -> None:
+    """Refuse work that cannot fit.
+
+    Parameters
+    ----------
+    what : str
+        Subject of the message.
+    needed : float
+        Bytes that it will take beside what the process has.
+
+    Raises
+    ------
+    UsageError
+    """
+    free, reason = min(_limits(common.max_memory))
+    if needed > free:
+        raise UsageError(f"{what} needs about {_size(needed)} of memory, more than the {_size(free)} {reason}.", FEWER)
+
+
+def _limits(max_memory: int | None) -> Iterator[tuple[float, str]]:
+    """Bytes that may be taken, each with what limits them."""
+    if max_memory is not None:
+        yield float(max_memory), "of --max-memory"
+    yield math.inf, "that there are"
+    text = _read("/proc/meminfo")
+    if "MemAvailable:" in text:
+        yield _kilobytes(text, "MemAvailable:"), "that this machine has left"
+    space = resource.getrlimit(resource.RLIMIT_AS)[0]
+    if space != resource.RLIM_INFINITY:
+        used = _kilobytes(_read("/proc/self/status"), "VmSize:")
+        yield max(space - used, 0.0), "that the limit on address space (ulimit -v) leaves"
+    group = Path("/sys/fs/cgroup" + _read("/proc/self/cgroup").rpartition("::")[2].strip())
+    most, used_by_group = _read(group / "memory.max").strip(), _read(group / "memory.current").strip()
+    if most.isdigit() and used_by_group.isdigit():
+        cached = [
+            line.split()[1] for line in _read(group / "memory.stat").splitlines() if line.startswith("inactive_f")
+        ]
+        free = int(most) - int(used_by_group) + sum(map(int, cached))
+        yield float(max(free, 0)), "that this process's group (cgroup) has left"
+
+
+def _read(path: str | Path) -> str:
+    try:
+        return Path(path).read_text("utf-8")
+    except (OSError, ValueError):  # another system
+        return ""
+
+
+def _kilobytes(text: str, name: str) -> float:
+    words = text.partition(name)[2].split()
+    return 1024.0 * float(words[0]) if words else 0.0
+
+
+def _size(size: float) -> str:
+    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
+
+
+# Estimates, in bytes
+
+
+def of_network(options: ModelOptions, space: StateSpace, theta_step: str) -> float:
+    """Weights, and what the optimiser remembers of them."""
+    widths = _widths(options, space)
+    weights = sum((a + 1) * b for a, b in pairwise(widths))
+    vectors = 2 * PAIRS if theta_step == "lbfgs" else 2
+    return NUMBER * weights * (vectors + 6.0)
+
+
+def of_training(options: FitOptions, model: ModelOptions, space: StateSpace, elements: int, order: int) -> float:
+    """The relaxed problem on all points, its gradient, and the blocks of the x-step.
+
+    Parameters
+    ----------
+    elements : int
+        N, of all trajectories together.
+    """
+    points = elements * (order + 1.0)
+    per_point = ACTIVATION_COPIES * sum(_widths(model, space)[1:])
+    per_point += CHANNEL_COPIES * (len(space.states) + len(space.inputs))
+    moves = options.method in ("alpha", "joint") and options.state_step.name == "gauss-newton"
+    blocks = BLOCK_COPIES * elements * ((order + 1.0) * len(space.states)) ** 2 if moves else 0.0
+    return NUMBER * (points * per_point + blocks) + of_network(model, space, options.theta_step.name)
+
+
+def of_step_zero(options: FitOptions, data: Trajectories) -> float:
+    """Step 0 where order or elements are given; `auto` is bounded by the samples."""
+    order = 1 if options.order == "auto" else options.order
+    longest = 1 if options.elements == "auto" else options.elements
+    span = np.asarray(data.end - data.start)
+    share = span / max(float(span.max(initial=0.0)), np.finfo(np.float64).tiny)
+    elements = float(np.maximum(np.ceil(longest * share), 1.0).sum())
+    series = SERIES_COPIES * (order + 1.0) ** 2 + CHANNEL_COPIES * (order + 1.0) * len(data.output_names)
+    return NUMBER * (elements * series + data.time.size * (order + 1.0))
+
+
+def of_simulation(trajectories: int, samples: int, states: int) -> float:
+    """Samples and truth of all trajectories, and the file's image."""
+    return float(NUMBER * SIMULATED_COPIES) * trajectories * samples * states
+
+
+def of_forecasts(times: int, states: int) -> float:
+    """Forecasts at so many times, of all windows together."""
+    return float(NUMBER * FORECAST_COPIES) * times * states
+
+
+def _widths(options: ModelOptions, space: StateSpace) -> Sequence[int]:
+    """Widths of the layers: what goes in, hidden ones, and what comes out; of a user's model the ends."""
+    hidden = getattr(options, "hidden", [])
+    return [len(space.states) + len(space.inputs), *hidden, len(space.states)]
