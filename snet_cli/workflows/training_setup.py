@@ -36,6 +36,9 @@ from snet_cli.workflows.trained_model import TrainedModel, training_statistics
 STREAM_WEIGHTS, STREAM_SPLIT, STREAM_HELD_OUT, STREAM_PERTURBATION = 1, 2, 3, 4
 """Streams that `fit --seed` keys apart: weights, the drawn validation set, held-out samples and elements, and ξ."""
 
+LARGEST_VALUE = 1e100
+"""Largest measured value that is trained on: sums of its square times anything sensible are finite."""
+
 
 @dataclass(frozen=True)
 class ModelChoice:
@@ -265,6 +268,13 @@ def _require_outputs(data: Trajectories) -> None:
             f"the channel '{empty[0]}' has no measured value in the trajectories to train on.",
             "Leave it out on import, or train on trajectories that measure it.",
         )
+    for name, column in zip(data.output_names, data.outputs.T, strict=True):
+        largest = float(np.nanmax(np.abs(column)))
+        if largest > LARGEST_VALUE:
+            raise DataError(
+                f"the channel '{name}' holds values of {largest:.3g}, whose squares leave the range of numbers.",
+                "Give it a unit in which values are of order one.",
+            )
     require_inputs_cover(data)
 
 
