@@ -10,7 +10,7 @@ import typer
 from snet_cli.cli import flags
 from snet_cli.cli.console import columns, duration, number, quoted
 from snet_cli.cli.flags import Switch, Text, flag
-from snet_cli.cli.session import ResumeOptions, RunOptions, again, counted, needed, open_session
+from snet_cli.cli.session import ResumeOptions, RunOptions, again, counted, needed, open_session, working_together
 from snet_cli.cli.signals import Interrupted, finishing_first
 from snet_cli.errors import SnetError
 from snet_cli.training.options import PAPER_PRESET, FitOptions
@@ -72,7 +72,7 @@ def command(
     from snet_cli.workflows.fit import fit  # torch: 1.4 s that a usage error need not wait for
     from snet_cli.workflows.resources import process_started
 
-    with finishing_first() as stop:
+    with working_together(session) as team, finishing_first() as stop:
         session.console.stop = stop
         try:
             result = fit(
@@ -83,10 +83,11 @@ def command(
                 force=run.force,
                 dry_run=run.dry_run,
                 metrics=run.metrics,
-                resume=kept.resume,
+                resume=kept.resume or team.place.restarts > 0,  # the launcher has started all processes anew
                 checkpoint_every=kept.checkpoint_every,
                 report=session.console,
                 started=process_started(),
+                team=team,
             )
         except Interrupted as interruption:
             if stop.awaited and target != "-":

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from snet_cli.data.trajectories import Trajectories
+from snet_cli.distributed import ALONE, Team
 from snet_cli.forecasting.rollout import Forecast, rollout
 from snet_cli.spectral.mesh import Mesh
 from snet_cli.spectral.refinement import prolong, raise_order
@@ -75,7 +76,12 @@ class RolloutScore:
 
 
 def rollout_score(
-    trained: TrainedModel, data: Trajectories, device: torch.device, report: Reporter, seconds: float
+    trained: TrainedModel,
+    data: Trajectories,
+    device: torch.device,
+    report: Reporter,
+    seconds: float,
+    team: Team = ALONE,
 ) -> RolloutScore:
     """Forecast every trajectory from its start over its whole recording, and score it.
 
@@ -93,7 +99,7 @@ def rollout_score(
             end, asked = min(end, time.perf_counter() + STOPPED_SECONDS), True
         return time.perf_counter() > end
 
-    forecast = rollout(trained.forecast_model(device), data, should_stop=time_is_up)
+    forecast = rollout(trained.forecast_model(device), data, should_stop=time_is_up, team=team)
     if forecast.diverged:
         late = " (its time was up)" if time.perf_counter() > end else ""
         report.note(
