@@ -19,6 +19,7 @@ import itertools
 import json
 import math
 import os
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,7 +41,13 @@ LIMIT = 600.0
 """Seconds that a rank waits for the others. A process that dies closes its connections, which is noticed at once; this
 is for a machine that vanishes, and must outlast the longest work that one rank does alone (writing a large file)."""
 
-SPOKEN = "snet/spoken"
+POLL = 0.02
+"""Seconds between two looks whether all processes have come."""
+
+LINGER = 1.0
+"""Seconds that an error of the rank with the store leaves the others to see that it is told already."""
+
+SPOKEN = "spoken"
 """Key of the store that counts the ranks that had an error to tell: the first one tells it."""
 
 
@@ -56,6 +63,8 @@ class Place:
         The same on this machine.
     restarts : int
         How often the launcher has started all of them anew (``torchrun --max-restarts``).
+    in_launcher : bool
+        Whether the place where they meet is the launcher, which outlives them; else it is rank 0.
     """
 
     rank: int = 0
@@ -63,6 +72,7 @@ class Place:
     local_rank: int = 0
     local_size: int = 1
     restarts: int = 0
+    in_launcher: bool = False
 
 
 def place_in(environment: Mapping[str, str]) -> Place:
@@ -87,7 +97,8 @@ def place_in(environment: Mapping[str, str]) -> Place:
             f"RANK={environment['RANK']} and WORLD_SIZE={environment['WORLD_SIZE']} are not the place of a process.",
             "Start several processes with torchrun, or unset these variables.",
         )
-    return Place(rank, size, local_rank, local_size, restarts)
+    in_launcher = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    return Place(rank, size, local_rank, local_size, restarts, in_launcher)
 
 
 def shares(size: NDArray[np.int64], parts: int) -> list[slice]:
@@ -171,6 +182,9 @@ class Alone:
     def require_same(self, what: Mapping[str, str]) -> None:
         """Nothing to compare with."""
 
+    def require_files(self, *paths: str) -> None:
+        """One process may read its standard input."""
+
     def may_speak(self) -> bool:
         """Nobody else could."""
         return True
@@ -191,6 +205,7 @@ class Processes:
     def __init__(self, place: Place, store: Any, device: torch.device) -> None:
         self.place, self.store, self.device = place, store, device
         self.rank, self.size, self.is_lead = place.rank, place.size, place.rank == 0
+        self.hosts_store = self.is_lead and not place.in_launcher
 
     def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """Σ over the ranks of each tensor, in one message; the same bits on every rank, formed in float64."""
@@ -255,14 +270,17 @@ class Processes:
 
     def bytes_from_lead(self, content: bytes) -> bytes:
         """What the lead calls this with; the others' argument does not count."""
+        return self._bytes_from(0, content)
+
+    def _bytes_from(self, rank: int, content: bytes) -> bytes:
         import torch
         import torch.distributed as dist
 
-        (length,) = self.total(float(len(content) * self.is_lead))
+        (length,) = self.total(float(len(content) if self.rank == rank else 0))
         room = torch.zeros(int(length), dtype=torch.uint8)
-        if self.is_lead:
+        if self.rank == rank:
             room = torch.frombuffer(bytearray(content), dtype=torch.uint8)
-        self._call(lambda: dist.broadcast(room, src=0))
+        self._call(lambda: dist.broadcast(room, src=rank))
         return room.numpy().tobytes()
 
     def align(self, tensors: list[Tensor]) -> None:
@@ -298,18 +316,32 @@ class Processes:
             return
         first = self.size - int(last)
         told = {} if mine is None else {"name": mine, "here": what.get(mine), "there": lead.get(mine)}
-        found = self._from(first, told)
+        found = json.loads(self._bytes_from(first, json.dumps(told).encode()))
         raise UsageError(
             f"rank {first} has another {found['name']} than rank 0: {found['here']}, not {found['there']}.",
             "All processes need the same files and options; put the files where every machine sees them.",
         )
 
+    def require_files(self, *paths: str) -> None:
+        """Refuse to read a standard input, which is one for all processes. Not collective.
+
+        Raises
+        ------
+        UsageError
+        """
+        if "-" in paths:
+            raise UsageError(f"{self.size} processes cannot read one standard input.", "Name a file.")
+
     def may_speak(self) -> bool:
         """Whether this rank is the first with an error to tell. Not collective: the others may be gone."""
         try:
-            return int(self.store.add(SPOKEN, 1)) == 1
+            number = int(self.store.add(SPOKEN, 1))
+            end = time.monotonic() + LINGER
+            while self.hosts_store and int(self.store.add(SPOKEN, 0)) < self.size and time.monotonic() < end:
+                time.sleep(POLL)
         except RuntimeError:  # the store is gone with its machine: better told twice than not at all
             return True
+        return number == 1
 
     def _reduced(self, numbers: Any, operation: str) -> tuple[float, ...]:
         import torch
@@ -327,13 +359,6 @@ class Processes:
         counts = [torch.zeros(1, dtype=torch.int64) for _ in range(self.size)]
         self._call(lambda: dist.all_gather(counts, torch.tensor([count])))
         return [int(one) for one in counts]
-
-    def _from(self, rank: int, value: T) -> T:
-        """The value of one rank, JSON-able, through the store."""
-        if self.rank == rank:
-            self.store.set("snet/found", json.dumps(value))
-        result: T = json.loads(self.store.get("snet/found"))
-        return result
 
     def _call(self, operation: Callable[[], object]) -> None:
         """Run a collective operation; a lost connection or a rank that does not come is an error of its own."""
@@ -379,18 +404,17 @@ def joined_processes(
         return
     import torch
     import torch.distributed as dist
-    from torch.distributed.rendezvous import rendezvous
 
     _require_backends(place, device)
-    timeout = timedelta(seconds=limit)
+    environment = os.environ if environment is None else environment
     try:
-        store, rank, size = next(rendezvous("env://", place.rank, place.size, timeout=timeout))
+        store = _store(place, environment, limit)
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
             store=store,
-            rank=rank,
-            world_size=size,
-            timeout=timeout,
+            rank=place.rank,
+            world_size=place.size,
+            timeout=timedelta(seconds=limit),
         )
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
@@ -401,6 +425,35 @@ def joined_processes(
     team = Processes(place, store, torch.device("cuda", place.local_rank) if device == "cuda" else torch.device("cpu"))
     yield team
     dist.destroy_process_group()  # not after an error: the others may be waiting, and the end of the process tells them
+
+
+def _store(place: Place, environment: Mapping[str, str], limit: float) -> Any:
+    """Where the processes meet, once all have come.
+
+    They wait here in Python, where a signal is heard: a process that dies before it has connected closes nothing.
+
+    Raises
+    ------
+    RuntimeError
+    """
+    import torch.distributed as dist
+
+    store: Any = dist.TCPStore(  # type: ignore[attr-defined]
+        environment["MASTER_ADDR"],
+        int(environment["MASTER_PORT"]),
+        is_master=place.rank == 0 and not place.in_launcher,
+        timeout=timedelta(seconds=limit),
+        wait_for_workers=False,
+        multi_tenant=True,
+    )
+    store = dist.PrefixStore(f"snet/attempt_{place.restarts}", store)  # type: ignore[attr-defined]
+    store.add("arrived", 1)
+    end = time.monotonic() + limit
+    while (come := int(store.add("arrived", 0))) < place.size:
+        if time.monotonic() > end:
+            raise RuntimeError(f"only {come} of {place.size} processes have come")
+        time.sleep(POLL)
+    return store
 
 
 def _require_backends(place: Place, device: str) -> None:

@@ -51,6 +51,7 @@ def working_together(session: Session) -> Iterator[Team]:
     if place_in(os.environ).size == 1:
         yield ALONE
         return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's stack traces of a lost connection, which we tell
     from snet_cli.workflows.resources import choose_device  # torch: 1.4 s that a usage error need not wait for
 
     with joined_processes(choose_device(session.common.device).type) as team:

@@ -79,6 +79,7 @@ def evaluate(
     """
     started = time.perf_counter()
     options, common, report = options or EvaluateOptions(), common or CommonOptions(), report or Silent()
+    team.require_files(model, test)
     device = choose_device(common.device, team.place)
     loaded = load_checkpoint_with_notes(model, max_bytes=common.max_bytes)
     source = None if options.model is None else read_source(options.model)

@@ -165,6 +165,7 @@ def _check_files(task: _Task) -> None:
     ------
     OutputError, UsageError
     """
+    task.team.require_files(task.train)
     force = task.force or task.resume
     check_fit_output(task.output, force)
     if task.output == "-" and task.resume:
