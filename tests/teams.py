@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import socket
 import sys
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
+from snet_cli import distributed as processes
 from snet_cli.cli.main import main
 
 
@@ -30,19 +32,21 @@ class Team:
 
     Parameters
     ----------
-    args : sequence of sequences
-        The command, one for each rank.
+    args : sequence
+        What each rank does: the words of a command, or a function that returns an exit code.
     environment : dict, optional
         Further variables, as a launcher sets them.
     """
 
-    def __init__(self, args: Sequence[Sequence[object]], environment: dict[str, str] | None = None) -> None:
+    def __init__(
+        self, args: Sequence[Sequence[object] | Callable[[], int]], environment: dict[str, str] | None = None
+    ) -> None:
         self.size = len(args)
         place = {"WORLD_SIZE": str(self.size), "LOCAL_WORLD_SIZE": str(self.size), "MASTER_ADDR": "127.0.0.1"}
         place |= {"MASTER_PORT": str(free_port()), **(environment or {})}
         self.children = [self._start(rank, words, place) for rank, words in enumerate(args)]
 
-    def _start(self, rank: int, args: Sequence[object], place: dict[str, str]) -> int:
+    def _start(self, rank: int, task: Sequence[object] | Callable[[], int], place: dict[str, str]) -> int:
         for stream in (sys.stdout, sys.stderr):
             stream.flush()
         with warnings.catch_warnings():
@@ -56,7 +60,7 @@ class Team:
                 with open(f"out.{rank}", "w") as out, open(f"err.{rank}", "w") as err:
                     sys.stdout, sys.stderr = out, err
                     os.dup2(err.fileno(), 2)
-                    code = main([str(arg) for arg in args])
+                    code = task() if callable(task) else main([str(word) for word in task])
                     out.flush()
                     err.flush()
             finally:
@@ -84,6 +88,19 @@ class Team:
         members = [Member(c, Path(f"out.{k}").read_text(), Path(f"err.{k}").read_text()) for k, c in enumerate(codes)]
         assert not late, f"{late} processes did not end within {limit} s: {members}"
         return members
+
+
+def answers(size: int, ask: Callable[[processes.Team], Any], limit: float = 60.0) -> list[Any]:
+    """What a function of the team returns on each rank, through JSON."""
+
+    def task() -> int:
+        with processes.joined_processes(limit=limit) as team:
+            print(json.dumps(ask(team)))
+        return 0
+
+    members = Team([task] * size).wait(limit)
+    assert [member.code for member in members] == [0] * size, members
+    return [json.loads(member.out) for member in members]
 
 
 def free_port() -> int:
