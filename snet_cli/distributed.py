@@ -179,6 +179,10 @@ class Alone:
     def align(self, tensors: list[Tensor]) -> None:
         """Nothing to align with."""
 
+    def bytes_of_all(self, content: bytes) -> list[bytes]:
+        """The bytes themselves."""
+        return [content]
+
     def require_same(self, what: Mapping[str, str]) -> None:
         """Nothing to compare with."""
 
@@ -271,6 +275,10 @@ class Processes:
     def bytes_from_lead(self, content: bytes) -> bytes:
         """What the lead calls this with; the others' argument does not count."""
         return self._bytes_from(0, content)
+
+    def bytes_of_all(self, content: bytes) -> list[bytes]:
+        """What each rank calls this with, on every rank."""
+        return [self._bytes_from(rank, content) for rank in range(self.size)]
 
     def _bytes_from(self, rank: int, content: bytes) -> bytes:
         import torch

@@ -102,6 +102,13 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
         *columns(rows),
     ]
     lines += [] if truth is None else [f"mse against the truth: {number(truth)}"]
+    if (ensemble := result["ensemble"]) is not None:
+        lines.append(
+            f"{ensemble['members']} models: mse {', '.join(number(mse) for mse in ensemble['mse'])}; their mean "
+            f"{number(ensemble['mean_mse'])}"
+        )
+        differ = (f"{name} {number(value)}" for name, value in ensemble["spread"].items())
+        lines.append(f"root mean square spread between them: {', '.join(differ)}")
     if (relaxed := result["relaxed"]) is not None:
         lines.append(
             f"without integration (relaxed): total {number(relaxed['total'])}, residual {number(relaxed['residual'])}, "

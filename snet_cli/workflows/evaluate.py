@@ -19,6 +19,7 @@ from snet_cli.distributed import ALONE, Team
 from snet_cli.errors import CheckpointError
 from snet_cli.evaluation.coverage import judge_bands
 from snet_cli.evaluation.csv_out import forecast_csv
+from snet_cli.evaluation.ensemble import ensemble_scores
 from snet_cli.evaluation.options import EvaluateOptions
 from snet_cli.evaluation.plots import check_folder, write_pictures
 from snet_cli.evaluation.report import Relaxed, build_report
@@ -30,6 +31,7 @@ from snet_cli.models.user import read_source
 from snet_cli.training.relaxed_score import RelaxedRule
 from snet_cli.workflows import memory
 from snet_cli.workflows.bands import bands_of, required_posterior
+from snet_cli.workflows.ensemble import members_of
 from snet_cli.workflows.held_out import hold_out, scorable
 from snet_cli.workflows.provenance import history_line, provenance
 from snet_cli.workflows.reporter import Reporter, Silent
@@ -106,17 +108,23 @@ def evaluate(
     size = memory.of_forecasts(int(np.sum(windows.row_size)), len(trained.layout.states))
     memory.require_memory("the forecast", size, common)
     relaxed = _relaxed(trained, model, data, options, common, device, report, team)
-    forecast = rollout(
-        trained.forecast_model(device),
-        data,
-        windows,
-        init_window=options.init_window,
-        integrator=options.integrator,
-        rtol=options.rtol,
-        atol=options.atol,
-        should_stop=report.should_stop,
-        team=team,
-    )
+
+    def forecast_of(model: TrainedModel) -> Forecast:
+        return rollout(
+            model.forecast_model(device),
+            data,
+            windows,
+            init_window=options.init_window,
+            integrator=options.integrator,
+            rtol=options.rtol,
+            atol=options.atol,
+            should_stop=report.should_stop,
+            team=team,
+        )
+
+    forecast = forecast_of(trained)
+    members = [from_checkpoint(one, model, source) for one in members_of(loaded.checkpoint, model)]
+    together = ensemble_scores([forecast_of(member) for member in members]).to_json() if members else None
     bands = None
     if posterior is not None:
         bands = bands_of(trained, posterior, data, forecast, options, common, device, report)
@@ -140,7 +148,7 @@ def evaluate(
         output=output,
         pictures=tuple(str(path) for path in pictures),
     )
-    return {"command": "evaluate", **summary.to_json()}
+    return {"command": "evaluate", **summary.to_json(), "ensemble": together}
 
 
 def _require_rule(trained: TrainedModel, path: str) -> RelaxedRule:

@@ -20,8 +20,9 @@ from snet_cli.distributed import ALONE, Team, shares
 from snet_cli.errors import NumericalError, UsageError
 from snet_cli.training.loop import FitResult, Limits, Progress, RunState, keep_nothing, run
 from snet_cli.training.method_choice import MethodChoice
-from snet_cli.training.options import FitOptions
+from snet_cli.training.options import EnsembleOptions, FitOptions
 from snet_cli.workflows.confidence import posterior_at_end
+from snet_cli.workflows.ensemble import check_ensemble, train_ensemble
 from snet_cli.workflows.fit_data import FitData, load_fit_data
 from snet_cli.workflows.honest_end import disagreement, rollout_score
 from snet_cli.workflows.methods import METHODS, build_training, check_unknowns, iterations_of, resolve_method
@@ -77,6 +78,7 @@ def fit(
     report: Reporter | None = None,
     started: float | None = None,
     team: Team = ALONE,
+    ensemble: EnsembleOptions | None = None,
 ) -> dict[str, Any]:
     """Train a model on a trajectory file and write the checkpoint.
 
@@ -100,6 +102,8 @@ def fit(
         Reading of `time.perf_counter` from which `seconds` and `--max-time` count; the call's own start unless given.
     team : Team
         The processes that train together (`distributed.joined_processes`), each on its own trajectories.
+    ensemble : EnsembleOptions, optional
+        Several models instead of one (`workflows.ensemble`); the processes share them, not the trajectories.
 
     Returns
     -------
@@ -126,7 +130,13 @@ def fit(
     )
     if dry_run:
         return _plan(task)
+    several = ensemble is not None and ensemble.wanted
+    if ensemble is not None and several:
+        check_ensemble(task.options, ensemble, resume=resume, metrics=metrics is not None)
     _check_files(task)
+    if ensemble is not None and several:
+        with output_lock(output, display(output)) if team.is_lead and output != "-" else nullcontext():
+            return _fit_ensemble(task, ensemble)
     if output == "-":
         return _fit(task, None)
     with output_lock(output, display(output)) if team.is_lead else nullcontext():
@@ -248,6 +258,26 @@ def _fit(task: _Task, saved: SavedRun | None) -> dict[str, Any]:
         ended = {"limits": _asked(task, training.method.name), "sha256": sha256, "result": answer}
         writer.finish(ended if complete and result.status in FINISHED else None)
     return answer
+
+
+def _fit_ensemble(task: _Task, ensemble: EnsembleOptions) -> dict[str, Any]:
+    """Train all members and write them."""
+    common, team = task.common, task.team
+    device = choose_device(common.device, team.place)
+    data = load_fit_data(task.train, task.options, common, task.report)
+    team.require_same({f"{role} file": digest for role, digest in data.parents.items()})
+    checkpoint, answer = train_ensemble(data, task.options, common, ensemble, device, task.report, task.started, team)
+    if team.is_lead:
+        save_checkpoint(task.output, checkpoint, force=task.force)
+    members = answer["ensemble"]["members"]
+    return {
+        **answer,
+        "seconds": task.seconds,
+        "seconds_setup": task.seconds - sum(1e-3 * one["ms_per_iteration"] * one["iterations"] for one in members),
+        "ms_per_iteration": members[answer["ensemble"]["best"]]["ms_per_iteration"],
+        "peak_memory_mb": peak_memory_mb(),
+        "output": task.output,
+    }
 
 
 def _require_agreement(team: Team, run_key: dict[str, Any], data: FitData, saved: SavedRun | None) -> None:
