@@ -90,6 +90,8 @@ def rollout_score(
     seconds : float
         Time that this may take: a model that explodes must not cost more than its training did. Forecasts that are
         still under way then count as not having reached their end.
+    team : Team
+        The processes that share the forecasts.
     """
     end, asked = time.perf_counter() + seconds, False
 
@@ -163,7 +165,7 @@ def _nodes(setup: Setup, training: Training) -> FloatArray | None:
     """The method's own trajectories, shape (N, P, n): those of step 0 unless it moves them; None without a mesh."""
     nodes = getattr(training.method, "nodes", None)
     if nodes is not None:
-        found: FloatArray = nodes.detach().cpu().numpy()
+        found: FloatArray = training.team.gather(nodes.detach()).cpu().numpy()
         return found
     return setup.step_zero.nodes if training.method.name == "delta" else None
 
