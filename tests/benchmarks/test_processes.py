@@ -73,7 +73,9 @@ def test_two_processes_are_nearly_twice_as_fast(parts, tmp_path: Path, monkeypat
     one, two = (np.array(found[size][0]["ranks"][0]["theta"]) for size in (1, 2))
     apart, count = np.abs(one - two).max() / np.abs(one).max(), sum(METHODS[method])
     with capsys.disabled():
-        print(f"\n{method}: {1e3 * best[1, 'wall']:.0f} ms an iteration, {1e3 * best[2, 'wall']:.0f} ms on two: ", end="")
+        print(
+            f"\n{method}: {1e3 * best[1, 'wall']:.0f} ms an iteration, {1e3 * best[2, 'wall']:.0f} ms on two: ", end=""
+        )
         print(f"{ratio['wall']:.2f} x, {ratio['processor']:.2f} x by processor time; ", end="")
         print(f"theta differs by {apart:.1e} after {count} iterations")
     assert ratio["processor"] >= LEAST
