@@ -71,6 +71,10 @@ class Team:
         """Send a signal to one process."""
         os.kill(self.children[rank], number)
 
+    def connected(self) -> bool:
+        """Whether the processes have found each other: one thread of gloo then waits in each."""
+        return all(len(list(Path(f"/proc/{child}/task").iterdir())) > 2 for child in self.children)
+
     def running(self) -> int:
         """How many have not ended."""
         return sum(os.waitid(os.P_PID, c, os.WEXITED | os.WNOHANG | os.WNOWAIT) is None for c in self.children)
