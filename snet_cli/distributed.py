@@ -219,8 +219,10 @@ class Processes:
         flat = torch.cat([tensor.detach().reshape(-1).double() for tensor in tensors]).to(self.device)
         self._call(lambda: dist.all_reduce(flat))
         parts = torch.split(flat, [tensor.numel() for tensor in tensors])
+        # copies: products of a view that is aligned otherwise have other last digits, and a resumed run has copies
         return tuple(
-            part.view(tensor.shape).to(tensor.device, tensor.dtype) for part, tensor in zip(parts, tensors, strict=True)
+            part.view(tensor.shape).to(tensor.device, tensor.dtype, copy=True)
+            for part, tensor in zip(parts, tensors, strict=True)
         )
 
     def total(self, *numbers: float) -> tuple[float, ...]:
