@@ -16,10 +16,12 @@ import torch
 
 from snet_cli.cli.main import main
 from snet_cli.data.checkpoint_file import load_checkpoint
+from snet_cli.data.posterior import read_posterior
 from snet_cli.data.trajectory_file import load_trajectories, save_trajectories
 from snet_cli.distributed import ALONE, Place, place_in, shares
 from snet_cli.errors import UsageError
-from snet_cli.training.arrow import ArrowProblem, Linearisation
+from snet_cli.training.arrow import ArrowProblem
+from snet_cli.training.linearisation import Linearisation
 from snet_cli.training.robust import median_magnitude
 from tests.alpha_cases import relaxed_spirals
 from tests.teams import Team, answers, together
@@ -149,21 +151,23 @@ def test_sums_joins_and_medians_are_those_of_the_whole(data):
         assert first[name] == second[name] == third[name]
 
 
-def _step(team):
+def _step(team, formed=True):
     """S, the reduced gradient, dθ and dX of J's Gauss-Newton model, each process with its own trajectories."""
     data, _, relaxed, nodes = relaxed_spirals(5, elements=2, order=5, known=True)
     begin, end = (part := shares(data.row_size, team.size)[team.rank]).start, part.stop
     first = relaxed.mesh.first_element
     own, model = nodes[first[begin] : first[end]], network(data, hidden=[4])
-    problem = ArrowProblem(relaxed.shard(begin, end), model, own, prior=1e-3, team=team)
+    problem = ArrowProblem(relaxed.shard(begin, end), model, own, prior=1e-3, formed=formed, team=team)
     system = Linearisation(problem, own, 0.7, 1e-2)
     move = system.solve(1e-2)
-    numbers = [*problem.loss(own), move.promise, system.reduced_gradient.norm().item(), system.schur.norm().item()]
+    numbers = [*problem.loss(own), move.promise, system.reduced.gradient.norm().item(), system.gradient.norm().item()]
+    numbers += system.schur.flatten().tolist() if formed else []
     return [*numbers, *move.weights.tolist(), *team.gather(move.states).flatten().tolist()]
 
 
-def test_a_joint_step_of_three_processes_is_that_of_one(data):
-    one, three = _step(ALONE), answers(3, _step)
+@pytest.mark.parametrize("formed", [True, False])
+def test_a_joint_step_of_three_processes_is_that_of_one(data, formed):
+    one, three = _step(ALONE, formed), answers(3, lambda team: _step(team, formed))
     assert three[0] == three[1] == three[2]
     assert np.allclose(one, three[0], rtol=1e-9, atol=1e-12)  # condition of S times rounding
 
@@ -296,6 +300,19 @@ def test_a_signal_to_one_stops_all_after_the_same_step(data):
     assert (lead.code, other.code) == (0, 143)
     assert json.loads(lead.out)["status"] == "stopped"
     assert load_checkpoint("m.h5").kind == "model"
+
+
+def test_levenberg_marquardt_and_confidence_are_those_of_one(data):
+    """Exact data: `joint` warms up by Levenberg-Marquardt on the weights, and `delta` may do all of it so."""
+    save_trajectories("x.h5", spirals(5, 40))
+    for method in (("delta", "--set", "theta_step.name=lm"), ("joint",)):
+        words = ("fit", "x.h5", "--method", *method, "--order", 8, "--elements", 1, *SMALL, "--iterations", 5, "-q")
+        assert alone(*words, "-f", "-o", "one.h5") == 0
+        assert [member.code for member in together(2, *words, "-f", "-o", "two.h5")] == [0, 0]
+        assert model_distance("one.h5", "two.h5") < 1e-7  # the condition of the normal equations times rounding
+    one, two = (read_posterior(load_checkpoint(path).extra, path) for path in ("one.h5", "two.h5"))
+    assert np.allclose(one.noise_std, two.noise_std, rtol=1e-5)
+    assert np.allclose(one.deviation, two.deviation, rtol=1e-3)
 
 
 def _wait_for_state(team: Team) -> None:

@@ -172,9 +172,7 @@ def _information(problem: _Likelihood, noise: FloatArray) -> FloatArray | None:
     weight = torch.from_numpy(noise**-2.0).to(seen.channel)
     same_size = float(torch.exp((seen.channel.log() - weight.log()).mean()))  # γ keeps its meaning
     relaxed = problem.relaxed.with_channel(weight * same_size)
-    arrow = ArrowProblem(
-        relaxed, problem.model, problem.nodes, memory=problem.memory, formed=True, team=problem.team
-    )
+    arrow = ArrowProblem(relaxed, problem.model, problem.nodes, memory=problem.memory, formed=True, team=problem.team)
     failed = False
     total = torch.zeros(arrow.theta().numel(), arrow.theta().numel(), dtype=torch.float64, device=weight.device)
     for batch in arrow.batches:
