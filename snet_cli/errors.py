@@ -68,3 +68,10 @@ class RequirementError(SnetError):
 
     exit_code = 7
     code = "requirement"
+
+
+class ProcessLostError(SnetError):
+    """Another process of the same task has ended or does not answer: this one was stopped by it, as by a SIGTERM."""
+
+    exit_code = 143
+    code = "process-lost"

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, TextIO
 
 from snet_cli.cli.signals import StopFlag
+from snet_cli.distributed import ALONE, Team
 from snet_cli.errors import SnetError
 from snet_cli.workflows.reporter import Tick
 
@@ -51,10 +52,15 @@ def jsonable(value: Any) -> Any:
 
 
 class Console:
-    """What one run of the program says; a `Reporter` for the workflows."""
+    """What one run of the program says; a `Reporter` for the workflows.
+
+    Of several processes only the lead says anything, but for an error, which whoever has the first one tells.
+    """
 
     def __init__(self, *, as_json: bool = False) -> None:
         self.as_json = as_json
+        self.is_lead = True
+        self.team: Team = ALONE
         self.quiet = False
         self.verbose = False
         self.stop = StopFlag()
@@ -64,12 +70,12 @@ class Console:
 
     def note(self, text: str) -> None:
         """Say something once, unless `--quiet`."""
-        if not self.quiet:
+        if not self.quiet and self.is_lead:
             self._say(f"note: {text}")
 
     def detail(self, text: str) -> None:
         """Say something under `--verbose` only."""
-        if self.verbose:
+        if self.verbose and self.is_lead:
             self._say(text)
 
     def should_stop(self) -> bool:
@@ -79,7 +85,7 @@ class Console:
 
     def progress(self, tick: Tick) -> None:
         """One line that is rewritten on a terminal; elsewhere one line every 30 s."""
-        if self.quiet:
+        if self.quiet or not self.is_lead:
             return
         now, live = time.monotonic(), _is_terminal(sys.stderr)
         if self._next_progress == -math.inf and not live:
@@ -97,7 +103,7 @@ class Console:
 
     def wrote(self, output: str | None, following: str = "") -> None:
         """Say what was written, and which command comes next."""
-        if output is not None and output != "-" and not self.quiet:
+        if output is not None and output != "-" and not self.quiet and self.is_lead:
             self._say(f"wrote {output}" + (f"; next: {following}" if following else ""))
 
     def result(self, tree: Mapping[str, Any], lines: Sequence[str], failure: SnetError | None = None) -> None:
@@ -110,6 +116,8 @@ class Console:
             JSON object.
         """
         self._end_line()
+        if not self.is_lead:
+            return
         if self.as_json:
             self._print_json({**tree, **({} if failure is None else error_tree(failure))})
         elif lines:
@@ -117,6 +125,8 @@ class Console:
 
     def error(self, error: SnetError) -> None:
         """Say what went wrong: one or two lines on stderr, and JSON on stdout where that was asked for."""
+        if not (self.team.may_speak() if self.team.size > 1 else self.is_lead):
+            return
         self._say(f"{_bold('error:', sys.stderr)} ", clean(error.message))
         if error.hint:
             self._say(error.hint)

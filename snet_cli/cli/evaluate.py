@@ -10,7 +10,7 @@ import typer
 from snet_cli.cli import flags
 from snet_cli.cli.console import columns, number, quoted
 from snet_cli.cli.flags import Text, flag
-from snet_cli.cli.session import counted, needed, open_session
+from snet_cli.cli.session import counted, needed, open_session, working_together
 from snet_cli.evaluation.options import EvaluateOptions
 
 EXAMPLE = "snet evaluate model.h5 test.h5"
@@ -71,9 +71,18 @@ def command(
     from snet_cli.workflows.evaluate import evaluate  # torch: 1.4 s that a usage error need not wait for
     from snet_cli.workflows.verdict import verdict
 
-    result = evaluate(
-        source, data, target, options, session.common, force=run.force, dry_run=run.dry_run, report=session.console
-    )
+    with working_together(session) as team:
+        result = evaluate(
+            source,
+            data,
+            target,
+            options,
+            session.common,
+            force=run.force,
+            dry_run=run.dry_run,
+            report=session.console,
+            team=team,
+        )
     failure = None if run.dry_run else verdict(result, options.require)
     following = f"snet info {quoted(target)}" if target and not target.lower().endswith(".csv") else ""
     session.present(result, _lines(result), following, failure)
@@ -93,6 +102,13 @@ def _lines(result: Mapping[str, Any]) -> list[str]:
         *columns(rows),
     ]
     lines += [] if truth is None else [f"mse against the truth: {number(truth)}"]
+    if (ensemble := result["ensemble"]) is not None:
+        lines.append(
+            f"{ensemble['members']} models: mse {', '.join(number(mse) for mse in ensemble['mse'])}; their mean "
+            f"{number(ensemble['mean_mse'])}"
+        )
+        differ = (f"{name} {number(value)}" for name, value in ensemble["spread"].items())
+        lines.append(f"root mean square spread between them: {', '.join(differ)}")
     if (relaxed := result["relaxed"]) is not None:
         lines.append(
             f"without integration (relaxed): total {number(relaxed['total'])}, residual {number(relaxed['residual'])}, "

@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from snet_cli import __version__
 from snet_cli.cli.console import FAREWELL, Console, clean
 from snet_cli.cli.signals import Interrupted, ending_at_once
+from snet_cli.distributed import place_in
 from snet_cli.errors import NumericalError, SnetError, UsageError
 
 COMMANDS = {
@@ -31,6 +32,9 @@ COMMANDS = {
     "compare": ("snet_cli.cli.compare", "Several methods on one file, one table; the experiments of the paper."),
 }
 """Name -> module with `command` and EXAMPLES, and what `snet --help` says of it. A new command is one line here."""
+
+TOGETHER = ("simulate", "fit", "evaluate")
+"""Commands whose work several processes can share."""
 
 EXAMPLE = """Learn x' = f(t, x, u) from recorded trajectories, without integrating it, and forecast.
 
@@ -124,6 +128,12 @@ def main(args: Sequence[str] | None = None) -> int:
     console = Console(as_json="--json" in args or os.environ.get("SNET_JSON", "") not in ("", "0", "false"))
     _be_lenient_with_characters()
     try:
+        place = place_in(os.environ)
+        console.is_lead = place.rank == 0
+        if place.size > 1 and args[:1] and args[0] in COMMANDS and args[0] not in TOGETHER:
+            raise UsageError(
+                f"snet {args[0]} is one process, not {place.size}.", f"Several can do {', '.join(TOGETHER)}."
+            )
         with ending_at_once():
             code = _run(args, console)
             sys.stdout.flush()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -14,6 +15,7 @@ from snet_cli.cli.console import Console, quoted
 from snet_cli.config.layers import Resolved, Sources, resolve
 from snet_cli.config.scalars import dump
 from snet_cli.data.options import CommonOptions, Interval
+from snet_cli.distributed import ALONE, Team, joined_processes, place_in
 from snet_cli.errors import SnetError, UsageError
 
 Options = TypeVar("Options", bound=BaseModel)
@@ -41,6 +43,20 @@ class ResumeOptions(BaseModel):
         default="60s", description="How often the state is written from which --resume goes on: 60s or 100it."
     )
     resume: bool = Field(default=False, description="Go on from the state beside the output, if there is one.")
+
+
+@contextmanager
+def working_together(session: Session) -> Iterator[Team]:
+    """The processes that `torchrun` started for this command; one process where nothing did."""
+    if place_in(os.environ).size == 1:
+        yield ALONE
+        return
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # torch's stack traces of a lost connection, which we tell
+    from snet_cli.workflows.resources import choose_device  # torch: 1.4 s that a usage error need not wait for
+
+    with joined_processes(choose_device(session.common.device).type) as team:
+        session.console.team = team
+        yield team
 
 
 @dataclass(frozen=True)

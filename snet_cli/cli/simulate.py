@@ -10,7 +10,7 @@ import typer
 from snet_cli.cli import flags
 from snet_cli.cli.console import columns, number, quoted
 from snet_cli.cli.flags import Switch, Text, flag
-from snet_cli.cli.session import counted, joined, needed, open_session
+from snet_cli.cli.session import counted, joined, needed, open_session, working_together
 from snet_cli.systems.options import SimulateOptions
 from snet_cli.systems.registry import get_system
 from snet_cli.workflows.simulate import simulate, systems
@@ -64,16 +64,18 @@ def command(
     if session.shows_config(show_config):
         return
     name = needed(system, "SYSTEM", "snet simulate vehicle -o train.h5")
-    result = simulate(
-        name,
-        session.output("train.h5"),
-        session.get(SimulateOptions),
-        session.get(parameters[0]),
-        session.common,
-        force=session.run.force,
-        dry_run=session.run.dry_run,
-        report=session.console,
-    )
+    with working_together(session) as team:
+        result = simulate(
+            name,
+            session.output("train.h5"),
+            session.get(SimulateOptions),
+            session.get(parameters[0]),
+            session.common,
+            force=session.run.force,
+            dry_run=session.run.dry_run,
+            report=session.console,
+            team=team,
+        )
     session.present(result, _lines(result), f"snet fit {quoted(session.output(''))} -o model.h5")
 
 

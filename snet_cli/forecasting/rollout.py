@@ -9,16 +9,20 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
 from snet_cli.data.signals import Inputs
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.windows import cut_inputs
+from snet_cli.distributed import ALONE, Team, shares
 from snet_cli.errors import CheckpointError
 from snet_cli.forecasting.flow import Flow, ForecastModel, Integrator
-from snet_cli.forecasting.initial_state import KINDS, initial_states
+from snet_cli.forecasting.initial_state import KINDS, Start, initial_states
 from snet_cli.forecasting.windows import Windows, check_inputs_reach, plan_windows
 from snet_cli.integration import Outcome, Tolerances
 
@@ -126,6 +130,7 @@ def rollout(
     rtol: float = 1e-7,
     atol: float = 1e-9,
     should_stop: Callable[[], bool] | None = None,
+    team: Team = ALONE,
 ) -> Forecast:
     """Forecast every window of a data set, all of them in one batch.
 
@@ -143,6 +148,8 @@ def rollout(
         `atol` is relative to each state's training range.
     should_stop : callable, optional
         Asked after every step; what is still in flight then ends as "budget".
+    team : Team
+        The processes that share the forecasts; each of them has the whole in the end.
 
     Raises
     ------
@@ -163,21 +170,54 @@ def rollout(
     check_inputs_reach(data, flow.inputs, windows)
     measured = measured_outputs(model, data, windows)
     N = init_windows(data, windows, init_window)
-    start = initial_states(flow, data, windows, measured, N)
-    solution = flow.solve(windows.owner, start.states, windows.start, windows.row_size, windows.time)
-    states = solution.states.cpu().numpy()
+    found = _integrated(flow, data, windows, measured, N, team)
+    states = found.states
     shell = _shell(model, data, windows, N)
     return Forecast(
         windows=windows,
-        trajectories=replace(shell, outputs=states @ model.observation.T, x0=start.states, title="Forecast"),
+        trajectories=replace(shell, outputs=states @ model.observation.T, x0=found.start.states, title="Forecast"),
         observed=replace(shell, outputs=measured, truth=_at_rows(data.truth, windows), state_names=data.state_names),
         true_outputs=_true_outputs(model, data, windows),
         scored=(windows.row >= 0) & (windows.place_in_window() >= np.repeat(N, windows.row_size)),
         states=states,
-        outcome=tuple(Outcome(int(code)).label for code in solution.outcome.tolist()),
-        end_time=solution.end_time.cpu().numpy(),
-        start_kind=start.kind,
-        evaluations=solution.evaluations,
+        outcome=tuple(Outcome(code).label for code in found.outcome),
+        end_time=found.end_time,
+        start_kind=found.start.kind,
+        evaluations=found.evaluations,
+    )
+
+
+class _Integrated(NamedTuple):
+    """What the integration found for all windows: states (obs, n), codes of outcomes, times reached (W,)."""
+
+    start: Start
+    states: FloatArray
+    outcome: list[int]
+    end_time: FloatArray
+    evaluations: int
+
+
+def _integrated(
+    flow: Flow, data: Trajectories, windows: Windows, measured: FloatArray, init_window: IntArray, team: Team
+) -> _Integrated:
+    """Integrate from each window's start; the processes of a team share the windows, where there are enough."""
+    team = team if team.size <= len(windows) else ALONE
+    part = shares(windows.row_size, team.size)[team.rank]
+    own = windows.between(part.start, part.stop)
+    first = int(windows.row_size[: part.start].sum())
+    start = initial_states(flow, data, own, measured[first : first + own.time.size], init_window[part])
+    solution = flow.solve(own.owner, start.states, own.start, own.row_size, own.time)
+
+    def whole(values: Tensor | NDArray[Any]) -> NDArray[Any]:
+        return team.gather(torch.as_tensor(values).cpu()).numpy()
+
+    (evaluations,) = team.largest(float(solution.evaluations))
+    return _Integrated(
+        Start(whole(start.states), whole(start.kind)),
+        whole(solution.states),
+        whole(solution.outcome).tolist(),
+        whole(solution.end_time),
+        int(evaluations),
     )
 
 

@@ -10,7 +10,7 @@ of its inputs, or at 200 points. Times are compared with a tolerance of 1 % of t
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -67,6 +67,21 @@ class Windows:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    def between(self, begin: int, end: int) -> Windows:
+        """Forecasts `begin` to `end` alone."""
+        first = np.concatenate([[0], np.cumsum(self.row_size)])
+        rows, part = slice(first[begin], first[end]), slice(begin, end)
+        return replace(
+            self,
+            ids=self.ids[part],
+            owner=self.owner[part],
+            start=self.start[part],
+            at_first=self.at_first[part],
+            row_size=self.row_size[part],
+            time=self.time[rows],
+            row=self.row[rows],
+        )
 
     def window_of_row(self) -> IntArray:
         """Number of the forecast that each time belongs to, shape (obs,)."""

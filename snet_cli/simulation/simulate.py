@@ -15,6 +15,7 @@ from numpy.typing import NDArray
 
 from snet_cli.data.signals import Inputs
 from snet_cli.data.trajectories import Trajectories
+from snet_cli.distributed import ALONE, Team, shares
 from snet_cli.errors import NumericalError, UsageError
 from snet_cli.simulation.sampling import Sampling, kept_samples, sample_times
 from snet_cli.systems.registry import get_system, system_parameters
@@ -78,6 +79,7 @@ def simulate(
     seed: int = 0,
     device: torch.device | str = "cpu",
     should_stop: Callable[[], bool] | None = None,
+    team: Team = ALONE,
 ) -> Simulation:
     """Trajectories of a ground truth, as `snet simulate` writes them.
 
@@ -107,6 +109,8 @@ def simulate(
         Where f is evaluated.
     should_stop : callable, optional
         Ends the integration early; what is missing counts as `budget`.
+    team : Team
+        The processes that share the trajectories; each of them has all in the end.
 
     Returns
     -------
@@ -129,7 +133,7 @@ def simulate(
     x0 = np.stack([system.start(chosen, rng) for rng in generators(seed, Stream.INITIAL_STATE, B)])  # (B, n)
     inputs = system.inputs(chosen, InputDraw(generators(seed, Stream.INPUTS, B), input_horizon, T))
     times = sample_times(sampling, T, K, seed, B)  # (B, K)
-    truth = integrate_truth(system, chosen, x0, inputs, times, device, should_stop)
+    truth = integrate_truth(system, chosen, x0, inputs, times, device, should_stop, team)
     kept = kept_samples(sampling, keep, K, seed, B)  # (B, kept)
     measured = _measure(truth.states, noise, missing, seed)
 
@@ -161,6 +165,7 @@ def integrate_truth(
     times: FloatArray,
     device: torch.device | str = "cpu",
     should_stop: Callable[[], bool] | None = None,
+    team: Team = ALONE,
 ) -> Truth:
     """States of the system at the times (B, K), a chunk of trajectories at a time."""
     import torch
@@ -170,11 +175,12 @@ def integrate_truth(
     f = system.derivative(parameters)
     tolerances = Tolerances(rtol=system.rtol, atol=system.rtol, max_evaluations=TRUTH_EVALUATIONS)
     B, K = times.shape
-    states = np.empty((B, K, x0.shape[1]))
-    outcome: list[str] = []
+    own = shares(np.full(B, K), team.size)[team.rank]
+    states = np.empty((own.stop - own.start, K, x0.shape[1]))
+    outcome: list[int] = []
     points = 0
-    for first in range(0, B, CHUNK):
-        rows = np.arange(first, min(first + CHUNK, B))
+    for first in range(own.start, own.stop, CHUNK):
+        rows = np.arange(first, min(first + CHUNK, own.stop))
         solution = integrate(
             f,
             torch.as_tensor(x0[rows], device=device),
@@ -185,10 +191,12 @@ def integrate_truth(
             tolerances=tolerances,
             should_stop=should_stop,
         )
-        states[rows] = solution.states.cpu().numpy().reshape(rows.size, K, -1)
-        outcome += [Outcome(code).label for code in solution.outcome.tolist()]
+        states[rows - own.start] = solution.states.cpu().numpy().reshape(rows.size, K, -1)
+        outcome += solution.outcome.tolist()
         points += solution.points
-    return Truth(states, tuple(outcome), points)
+    codes = team.gather(torch.tensor(outcome)).tolist()
+    everywhere = team.gather(torch.from_numpy(states)).numpy()
+    return Truth(everywhere, tuple(Outcome(code).label for code in codes), int(team.total(points)[0]))
 
 
 def _measure(states: FloatArray, noise: float, missing: float, seed: int) -> FloatArray:

@@ -83,6 +83,12 @@ class Mesh:
         time: FloatArray = self.boundaries[self.first_element[:-1] + np.arange(self.trajectories)]
         return time
 
+    def between(self, begin: int, end: int) -> Mesh:
+        """The mesh of trajectories `begin` to `end` alone."""
+        first = self.first_element
+        boundaries = self.boundaries[first[begin] + begin : first[end] + end]
+        return mesh_between(boundaries, np.diff(first[begin : end + 1]), self.basis.order)
+
     def node_times(self) -> FloatArray:
         """Times of all nodes, shape (N, P); shared end nodes appear in both elements, to the same bit."""
         half = 0.5 * self.width[:, None]

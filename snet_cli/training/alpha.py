@@ -16,8 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
 from snet_cli.training.alpha_options import AlphaOptions
+from snet_cli.training.closed_form import solve_in_closed_form
 from snet_cli.training.gamma import NoiseLevelGamma
 from snet_cli.training.lbfgs import LbfgsStep
 from snet_cli.training.method import Step
@@ -71,6 +73,8 @@ class Alpha:
         Keys the perturbation of the initial trajectories.
     memory : int
         Bytes that the x-step's blocks may take.
+    team : Team
+        The processes; both problems are this one's parts of the whole. An x-step needs nobody else.
 
     Notes
     -----
@@ -94,7 +98,10 @@ class Alpha:
         noise: float = 0.0,
         seed: int = 0,
         memory: int = DEFAULT_MEMORY,
+        team: Team = ALONE,
     ) -> None:
+        self.team = team
+        self.samples = int(team.total(relaxed.observed.trajectory.numel())[0])
         self.problem, self.relaxed, self.model, self.options = problem, relaxed, model, options
         self.gamma_rule = gamma if isinstance(gamma, NoiseLevelGamma) else None
         self.gamma = gamma.value if isinstance(gamma, NoiseLevelGamma) else gamma
@@ -106,16 +113,17 @@ class Alpha:
         self.warming = options.warm_up > 0
         self.quiet = 0  # iterations in a row in which J hardly fell
         self.last = Step(float("inf"), float("inf"), float("inf"))
-        nodes = nodes_of(problem) + perturbation(relaxed, options.perturbation, seed)
+        before = team.before(relaxed.trajectories)
+        nodes = nodes_of(problem) + perturbation(relaxed, options.perturbation, seed, before)
         self.states = build_state_step(
             options.state_step, relaxed, model, nodes, own=options.own_descent, memory=memory
         )
         self.residual = Residual(self._problem_at(nodes), model)
-        self.closed_form = model.solve_in_closed_form(self._problem_at(nodes).node_data())
+        self.closed_form = solve_in_closed_form(model, self._problem_at(nodes).node_data(), team)
         self.theta: ThetaStep | None = (
             None
             if self.closed_form
-            else build_theta_step(theta, model, self._loss, self._problem_at(nodes), self._prior())
+            else build_theta_step(theta, model, self._loss, self._problem_at(nodes), self._prior(), team)
         )
         self.warming = self.warming and self.theta is not None
 
@@ -151,7 +159,7 @@ class Alpha:
         if not self.warming:
             self._move_states()
         residual = self._move_theta()
-        error = float(misfit(self.relaxed, self.nodes).sum())
+        error = float(self.team.sum(misfit(self.relaxed, self.nodes).sum())[0])
         now = Step(residual, error, self.gamma * error + residual)
         if self.warming:
             gains = self.iteration < LEAST_WARM_UP or self.last.residual - residual > WARM_GAIN * residual
@@ -182,7 +190,7 @@ class Alpha:
         """N_t steps on R with x fixed; returns R after them."""
         fixed = self._problem_at(self.nodes)
         if self.closed_form:
-            self.model.solve_in_closed_form(fixed.node_data())
+            solve_in_closed_form(self.model, fixed.node_data(), self.team)
         self.residual = Residual(fixed, self.model)
         value = float("nan")
         if self.theta is not None:
@@ -194,17 +202,17 @@ class Alpha:
                 value = self.theta.step()
         if self._prior() > 0 or not isinstance(self.theta, LbfgsStep):
             with torch.no_grad():
-                value = float(self.residual())
+                value = float(self.team.sum(self.residual())[0])
         return value
 
     def _loss(self) -> Tensor:
         prior = self._prior()
-        if prior == 0:
+        if prior == 0 or not self.team.is_lead:  # once in the sum over the processes
             return self.residual()
         return self.residual() + prior * torch.stack([(p * p).sum() for p in self.model.parameters()]).sum()
 
     def _prior(self) -> float:
-        return self.prior + self.gamma * self.noise / max(self.relaxed.observed.trajectory.numel(), 1)
+        return self.prior + self.gamma * self.noise / max(self.samples, 1)
 
     def _problem_at(self, nodes: Tensor) -> Problem:
         """The problem on the current X; every element counts, those in gaps too."""
@@ -216,21 +224,29 @@ class Alpha:
         )
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs beside θ and the options: X, dampings, γ, the optimiser's memory."""
-        saved = {f"states.{name}": value for name, value in self.states.state().items()}
+        """What a resumed run needs beside θ and the options: X, dampings, γ, the optimiser's memory.
+
+        On the lead X is that of all processes.
+        """
+        saved = {f"states.{name}": self._whole(value) for name, value in self.states.state().items()}
         progress = [float(self.iteration), self.gamma, float(self.warming), float(self.quiet), *self.last]
         saved["progress"] = torch.tensor(progress, dtype=torch.float64)
         if self.theta is not None:
             saved |= {f"theta.{name}": value for name, value in self.theta.state().items()}
         if self.scorer is not None:
-            saved["held_out.nodes"] = self.scorer.nodes
+            saved["held_out.nodes"] = self.scorer.state()
         return saved
+
+    def _whole(self, value: Tensor) -> Tensor:
+        return self.team.collect(value) if value.dim() else value
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned, on a model with the θ of that moment."""
-        self.states.restore({k.removeprefix("states."): v for k, v in state.items() if k.startswith("states.")})
-        if self.scorer is not None:
-            self.scorer.nodes = state["held_out.nodes"]
+        own = {name: value.shape[0] for name, value in self.states.state().items() if value.dim()}
+        whole = {k.removeprefix("states."): v for k, v in state.items() if k.startswith("states.")}
+        self.states.restore({name: self.team.own(v, own[name]) if name in own else v for name, v in whole.items()})
+        if self.scorer is not None and "held_out.nodes" in state:
+            self.scorer.restore(state["held_out.nodes"])
         iteration, self.gamma, warming, quiet, *last = state["progress"].tolist()
         self.iteration, self.warming, self.quiet, self.last = int(iteration), bool(warming), int(quiet), Step(*last)
         if self.gamma_rule is not None:
@@ -239,12 +255,18 @@ class Alpha:
             self.theta.restore({k.removeprefix("theta."): v for k, v in state.items() if k.startswith("theta.")})
 
 
-def perturbation(relaxed: RelaxedProblem, bound: float, seed: int) -> Tensor:
+def perturbation(relaxed: RelaxedProblem, bound: float, seed: int, before: int = 0) -> Tensor:
     """ξ ~ U(-bound, bound), one draw per trajectory and state, as an offset of all its nodes: shape (N, 1, n).
 
     An offset of all node values is one of the constant coefficient. A state whose x(t0) is known keeps its trajectory.
+
+    Parameters
+    ----------
+    before : int
+        Trajectories of other processes whose draws come first.
     """
-    shape = tuple(relaxed.known_start.shape)
-    draw = np.random.default_rng([seed, 0xA1FA]).uniform(-bound, bound, shape) if bound else np.zeros(shape)
+    B, n = relaxed.known_start.shape
+    rng = np.random.default_rng([seed, 0xA1FA])
+    draw = rng.uniform(-bound, bound, (before + B, n))[before:] if bound else np.zeros((B, n))
     offset = torch.from_numpy(draw).to(relaxed.scale.device) * ~relaxed.known_start
     return offset[relaxed.trajectory][:, None, :]

@@ -42,6 +42,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
 from snet_cli.training.normal_blocks import SampleGram, normal_blocks, sample_grams
 from snet_cli.training.relaxed import RelaxedProblem, misfit, weighted_square
@@ -157,6 +158,8 @@ class ArrowProblem:
         Bytes for the arrays of one batch; at least one trajectory is done at a time.
     formed : bool, optional
         Whether S is formed; unless given: not for thousands of weights, and not where it would not fit into memory.
+    team : Team
+        The processes; the problem and X are this one's parts of the whole.
     """
 
     def __init__(
@@ -168,8 +171,9 @@ class ArrowProblem:
         prior: float = 0.0,
         memory: int = DEFAULT_MEMORY,
         formed: bool | None = None,
+        team: Team = ALONE,
     ) -> None:
-        self.model, self.prior, self.memory = model, prior, memory
+        self.model, self.prior, self.memory, self.team = model, prior, memory, team
         self.parameters = list(model.parameters())
         self.formed = schur_fits(self.theta().numel(), memory) if formed is None else formed
         mode = torch.from_numpy(relaxed.mesh.basis.M[:, -1].copy()).to(nodes.device)
@@ -180,7 +184,7 @@ class ArrowProblem:
         projector = torch.eye(P, dtype=root.dtype, device=root.device) - self.tail[:, :, None] * self.tail[:, None, :]
         self.projected = root[:, :, None] * projector
         self.slopes = (relaxed.differentiation * relaxed.rate[:, None, None]).mT @ self.projected
-        self.measure = relaxed.quadrature[:, :, None] / _variance(relaxed, nodes)
+        self.measure = relaxed.quadrature[:, :, None] / _variance(relaxed, nodes, team)
         self.use(relaxed)
 
     def use(self, relaxed: RelaxedProblem) -> None:
@@ -224,10 +228,11 @@ class ArrowProblem:
         with torch.no_grad():
             defect = self.relaxed.defect(self.model, nodes)
             whitened = self.relaxed.quadrature.sqrt()[:, :, None] * self.relaxed.scale * defect
-            tail = float((self.tail[:, None, :] @ whitened).square().sum())
-            R = float(weighted_square(self.relaxed, defect).sum()) - tail
-            L = float(misfit(self.relaxed, nodes).sum())
-        return Loss(R, tail, L, self.prior * float(self.theta().square().sum()))
+            square = weighted_square(self.relaxed, defect).sum()
+            top = (self.tail[:, None, :] @ whitened).square().sum()
+            sums = self.team.sum(top, square, misfit(self.relaxed, nodes).sum())
+        tail, R, L = (float(value) for value in sums)
+        return Loss(R - tail, tail, L, self.prior * float(self.theta().square().sum()))
 
     def state_system(self, batch: Batch, x: Tensor, gamma: float, rates: Tensor, F: Tensor) -> StateSystem:
         """A, g_x, M and T d of one batch.
@@ -269,11 +274,10 @@ def _coupling(batch: Batch, F: Tensor, free: Tensor) -> Tensor:
     return M.flatten(3, 4).flatten(1, 2)
 
 
-def _variance(relaxed: RelaxedProblem, nodes: Tensor) -> Tensor:
+def _variance(relaxed: RelaxedProblem, nodes: Tensor, team: Team) -> Tensor:
     """Variance of each state over all trajectories, shape (n,); of a state that rests, its square, or 1."""
     weight = relaxed.quadrature[:, :, None]
-    mean = (weight * nodes).sum((0, 1))
-    variance = (weight * (nodes - mean) ** 2).sum((0, 1))
-    square = (weight * nodes**2).sum((0, 1))
+    mean, square = team.sum((weight * nodes).sum((0, 1)), (weight * nodes**2).sum((0, 1)))
+    (variance,) = team.sum((weight * (nodes - mean) ** 2).sum((0, 1)))
     fallback = torch.where(square > 0, square, 1.0)
     return torch.where(variance > 1e-12 * square, variance, fallback)

@@ -13,7 +13,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
+from snet_cli.training.closed_form import solve_in_closed_form
 from snet_cli.training.lbfgs import LbfgsStep
 from snet_cli.training.method import Step
 from snet_cli.training.options import ThetaStepOptions
@@ -44,6 +46,8 @@ class Delta:
         Descend on R under Huber's loss, which is then the total of a step; its residual is R all the same.
     by_median : bool
         Score the held-out data by medians instead of R.
+    team : Team
+        The processes; both problems are this one's parts of the whole.
     """
 
     name = "delta"
@@ -58,8 +62,10 @@ class Delta:
         prior: float = 0.0,
         robust: bool = False,
         by_median: bool = False,
+        *,
+        team: Team = ALONE,
     ) -> None:
-        self.model = model
+        self.model, self.team = model, team
         self.problem = problem
         self.prior, self.robust, self.by_median = prior, robust, by_median
         self.misfit = misfit
@@ -71,18 +77,19 @@ class Delta:
         self.held_out_residual = None if held_out is None else Residual(held_out, model)
         self.solved = False
         self.theta: ThetaStep | None = None
-        if model.solve_in_closed_form(problem.node_data()):
+        if solve_in_closed_form(model, problem.node_data(), team):
             self.solved = True
         else:
             objective = self._objective if prior > 0 or robust else self.residual
-            self.theta = build_theta_step(options, model, objective, problem, prior)
+            self.theta = build_theta_step(options, model, objective, problem, prior, team)
 
     def _penalty(self) -> Tensor:
         return self.prior * torch.stack([(p * p).sum() for p in self.model.parameters()]).sum()
 
     def _objective(self) -> Tensor:
         """R + λ|θ|², R under Huber's loss where it is robust."""
-        return self.descended() + self._penalty() if self.prior > 0 else self.descended()
+        adds_prior = self.prior > 0 and self.team.is_lead  # once in the sum over the processes
+        return self.descended() + self._penalty() if adds_prior else self.descended()
 
     @property
     def evaluations(self) -> int:
@@ -93,18 +100,18 @@ class Delta:
         """One step on θ; a model that was solved in closed form only reports its R."""
         if self.theta is None:
             with torch.no_grad():
-                residual = total = float(self.residual())
+                residual = total = float(self.team.sum(self.residual())[0])
         else:
             if self.robust and self.iteration and self.iteration % REWEIGHT_EVERY == 0:
                 with torch.no_grad():
-                    self._count(residual_shares(self.residual.defect(), self.problem.weight))
+                    self._count(residual_shares(self.residual.defect(), self.problem.weight, self.team))
                 if isinstance(self.theta, LbfgsStep):
                     self.theta.gradient = None  # the objective changed; the curvature pairs stay a good guess
             total = self.theta.step()
             with torch.no_grad():
                 if self.prior > 0:
                     total -= float(self._penalty())
-                residual = total if self.share is None else float(self.residual())
+                residual = total if self.share is None else float(self.team.sum(self.residual())[0])
         self.iteration += 1
         return Step(residual, self.misfit, total)
 
@@ -119,14 +126,14 @@ class Delta:
         with torch.no_grad():
             if self.by_median:
                 data = self.held_out_problem
-                return median_residual(self.held_out_residual.defect(), data.weight, data.scale)
-            return self.held_out_residual()
+                return median_residual(self.held_out_residual.defect(), data.weight, data.scale, self.team)
+            return self.team.sum(self.held_out_residual())[0]
 
     def state(self) -> dict[str, Tensor]:
-        """The optimiser's memory, and what each defect counts; x never moves."""
+        """The optimiser's memory, and what each defect counts, of all processes on the lead; x never moves."""
         if self.theta is None or not self.robust:
             return {} if self.theta is None else self.theta.state()
-        counts = {} if self.share is None else {"share": self.share}
+        counts = {} if self.share is None else {"share": self.team.collect(self.share)}
         return {**self.theta.state(), **counts, "iteration": torch.tensor(self.iteration)}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -135,6 +142,6 @@ class Delta:
         if "iteration" in own:
             self.iteration = int(own.pop("iteration"))
         if "share" in own:
-            self._count(own.pop("share"))
+            self._count(self.team.own(own.pop("share"), self.problem.weight.numel()))
         if self.theta is not None:
             self.theta.restore(own)

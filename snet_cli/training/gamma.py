@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from snet_cli.distributed import ALONE, Team
 from snet_cli.training.relaxed import RelaxedProblem
 
 FloatArray = NDArray[np.float64]
@@ -140,13 +141,16 @@ def choose_by_held_out(
     return GammaChoice(best[0], tuple(tried))
 
 
-def split_samples(relaxed: RelaxedProblem, share: float, seed: int) -> tuple[RelaxedProblem, RelaxedProblem]:
+def split_samples(
+    relaxed: RelaxedProblem, share: float, seed: int, team: Team = ALONE
+) -> tuple[RelaxedProblem, RelaxedProblem]:
     """Two problems that differ in the samples that count: a share of the sample times is held out at random.
 
     The first of each trajectory stays: where x(t0) is free, nothing else would hold the beginning.
     """
     seen = relaxed.observed
-    draw = torch.from_numpy(np.random.default_rng([seed, 0x6A3]).random(seen.trajectory.numel()) < share)
+    before, own = team.before(seen.trajectory.numel()), seen.trajectory.numel()
+    draw = torch.from_numpy(np.random.default_rng([seed, 0x6A3]).random(before + own)[before:] < share)
     held = draw.to(seen.weight.device)
     held[:1] = False
     held[1:] &= seen.trajectory[1:] == seen.trajectory[:-1]
@@ -154,8 +158,9 @@ def split_samples(relaxed: RelaxedProblem, share: float, seed: int) -> tuple[Rel
     return relaxed.with_weight(seen.weight * (1.0 - keep)), relaxed.with_weight(seen.weight * keep)
 
 
-def sample_error(relaxed: RelaxedProblem, nodes: Tensor) -> float:
-    """Root mean square error at the samples that count, in units of c."""
+def sample_error(relaxed: RelaxedProblem, nodes: Tensor, team: Team = ALONE) -> float:
+    """Root mean square error at the samples that count, in units of c, over all processes."""
     seen = relaxed.observed
-    cost = (seen.weight * seen.channel * relaxed.error(nodes) ** 2).sum() * seen.trajectory.numel()
-    return float((cost / seen.weight.sum().clamp_min(1e-300)).sqrt())
+    cost = (seen.weight * seen.channel * relaxed.error(nodes) ** 2).sum()
+    cost, weight, times = team.sum(cost, seen.weight.sum(), cost.new_tensor(seen.trajectory.numel()))
+    return float((cost * times / weight.clamp_min(1e-300)).sqrt())

@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
 from snet_cli.training.alpha import Alpha
 from snet_cli.training.alpha_options import AlphaOptions, Gamma
@@ -102,6 +103,7 @@ def search_gamma(
     seed: int = 0,
     memory: int = DEFAULT_MEMORY,
     iterations: int = ITERATIONS,
+    team: Team = ALONE,
 ) -> GammaChoice:
     """The γ whose trajectories lie closest to samples that they did not see.
 
@@ -110,19 +112,23 @@ def search_gamma(
     held-out error is the noise of `Alpha` from then on, where `noise` (step 0's, in units of c squared; 0 for none)
     asks for a prior by it.
     """
-    folds = int(np.clip(round(JUDGES / (HELD_OUT_SHARE * relaxed.observed.trajectory.numel())), 1, MOST_FOLDS))
-    splits = [split_samples(relaxed, HELD_OUT_SHARE, seed + number) for number in range(folds)]
-    trials = [
-        Alpha(problem, kept, copy.deepcopy(model), options, theta, prior=prior, noise=noise, seed=seed, memory=memory)
-        for kept, _ in splits
-    ]
+    (samples,) = team.total(relaxed.observed.trajectory.numel())
+    folds = int(np.clip(round(JUDGES / (HELD_OUT_SHARE * samples)), 1, MOST_FOLDS))
+    splits = [split_samples(relaxed, HELD_OUT_SHARE, seed + number, team) for number in range(folds)]
+
+    def trial_on(kept: RelaxedProblem) -> Alpha:
+        own = copy.deepcopy(model)
+        return Alpha(problem, kept, own, options, theta, prior=prior, noise=noise, seed=seed, memory=memory, team=team)
+
+    trials = [trial_on(kept) for kept, _ in splits]
     for trial in trials:
         while trial.warming:
             trial.step()
 
     def held_out_error(gamma: float) -> float:
         squares = [
-            _error_after(trial, held, gamma, iterations) ** 2 for trial, (_, held) in zip(trials, splits, strict=True)
+            _error_after(trial, held, gamma, iterations, team) ** 2
+            for trial, (_, held) in zip(trials, splits, strict=True)
         ]
         for trial in trials:
             trial.noise = min(trial.noise, float(np.mean(squares)))
@@ -131,10 +137,10 @@ def search_gamma(
     return choose_by_held_out(held_out_error, CANDIDATES)
 
 
-def _error_after(trial: Alpha, held: RelaxedProblem, gamma: float, iterations: int) -> float:
+def _error_after(trial: Alpha, held: RelaxedProblem, gamma: float, iterations: int, team: Team) -> float:
     """The error at held-out samples after some iterations with this γ; infinite where they diverge."""
     trial.gamma = gamma
     for _ in range(iterations):
         if not np.isfinite(trial.step().total):
             return float("inf")
-    return sample_error(held, trial.nodes)
+    return sample_error(held, trial.nodes, team)

@@ -20,9 +20,11 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
 from snet_cli.spectral.mesh import Mesh
 from snet_cli.training.arrow import DEFAULT_MEMORY, ArrowProblem, Loss
+from snet_cli.training.closed_form import solve_in_closed_form
 from snet_cli.training.continuation import Continuation
 from snet_cli.training.lbfgs import LbfgsStep
 from snet_cli.training.linearisation import Linearisation
@@ -82,6 +84,8 @@ class Joint:
         Whether step 0 is as good as the truth.
     memory : int
         Bytes for the arrays of one batch of trajectories.
+    team : Team
+        The processes; the problem and X are this one's parts of the whole.
 
     Attributes
     ----------
@@ -108,7 +112,9 @@ class Joint:
         remesher: Remesher | None = None,
         exact: bool = False,
         memory: int = DEFAULT_MEMORY,
+        team: Team = ALONE,
     ) -> None:
+        self.team = team
         self.model, self.scorer, self.threshold = model, held_out, threshold
         self.measured = relaxed.observed.weight
         self.prior, self.memory = prior, memory
@@ -122,21 +128,22 @@ class Joint:
         everywhere = replace(problem, weight=relaxed.quadrature.flatten())
         self.exact, self.quiet, self.last_residual = exact, 0, math.inf
         self.warm_up = EXACT_WARM_UP if exact else WARM_UP
-        if model.solve_in_closed_form(everywhere.node_data()) or not any(p.requires_grad for p in model.parameters()):
+        closed_form = solve_in_closed_form(model, everywhere.node_data(), team)
+        if closed_form or not any(p.requires_grad for p in model.parameters()):
             self.warm_up = 0
         self.theta_step: LbfgsStep | LevenbergMarquardtStep
         if exact and self.arrow.formed:
-            self.theta_step = LevenbergMarquardtStep(everywhere, model)
+            self.theta_step = LevenbergMarquardtStep(everywhere, model, team=team)
         else:
-            self.theta_step = LbfgsStep(model, Residual(everywhere, model))
+            self.theta_step = LbfgsStep(model, Residual(everywhere, model), team)
 
     def _use(self, relaxed: RelaxedProblem, nodes: Tensor) -> None:
         self.nodes = self.begun = nodes  # the damping's measure is that of the first X
-        self.arrow = ArrowProblem(relaxed, self.model, nodes, prior=self.prior, memory=self.memory)
+        self.arrow = ArrowProblem(relaxed, self.model, nodes, prior=self.prior, memory=self.memory, team=self.team)
 
     @property
     def mesh(self) -> Mesh:
-        """The discretisation at this moment."""
+        """The discretisation of this process's trajectories at this moment."""
         return self.arrow.relaxed.mesh
 
     @property
@@ -180,7 +187,7 @@ class Joint:
             self.quiet, self.last_residual = 0 if gains else self.quiet + 1, value
             if self.quiet >= SETTLED_FOR:
                 self.warm_up = self.iteration
-        error = float(misfit(self.arrow.relaxed, self.nodes).sum())
+        error = float(self.team.sum(misfit(self.arrow.relaxed, self.nodes).sum())[0])
         return Step(value, error, self.gamma * error + value)
 
     def _move(self, before: Loss) -> Loss:
@@ -229,15 +236,19 @@ class Joint:
         return at
 
     def state(self) -> dict[str, Tensor]:
-        """What a resumed run needs beside θ and the options: X, dampings, γ, the memory of the warm-up."""
+        """What a resumed run needs beside θ and the options: X, dampings, γ, the memory of the warm-up.
+
+        On the lead X and its mesh are those of all processes.
+        """
         level, outcomes = self.continuation, Outcome.__args__  # type: ignore[attr-defined]
         progress = [self.iteration, self.evaluations, self.damping, self.state_damping]
         progress += [level.gamma, level.steps, level.closed, level.last_misfit]
         progress += [-1 if self.outcome is None else outcomes.index(self.outcome)]
         progress += [self.warm_up, self.quiet, self.last_residual]
-        saved = {"nodes": self.nodes, "progress": torch.tensor(progress, dtype=torch.float64)}
-        saved |= {f"mesh.{name}": value for name, value in mesh_state(self.mesh).items()}
-        saved["mesh.begun"] = self.begun
+        collect = self.team.collect
+        saved = {"nodes": collect(self.nodes), "progress": torch.tensor(progress, dtype=torch.float64)}
+        saved |= {f"mesh.{name}": collect(v) if v.dim() else v for name, v in mesh_state(self.mesh).items()}
+        saved["mesh.begun"] = collect(self.begun)
         saved["gain"] = torch.tensor([*self.gain, self.refined_at], dtype=torch.float64)
         return saved | {f"theta.{name}": value for name, value in self.theta_step.state().items()}
 
@@ -245,11 +256,13 @@ class Joint:
         """Continue from what `state` returned, on a model with the θ of that moment."""
         if self.remesher is not None:
             mesh = mesh_from_state({k.removeprefix("mesh."): v for k, v in state.items() if k.startswith("mesh.")})
-            begun = state["mesh.begun"].clone()
+            first = self.team.before(self.mesh.trajectories)
+            mesh = mesh.between(first, first + self.mesh.trajectories)
+            begun = self.team.own(state["mesh.begun"], mesh.elements).clone()
             self._use(self.remesher.rebuild(self.arrow.relaxed, mesh, begun), begun)
             self.refined_at = int(state["gain"][2])
             self.scorer = self.remesher.scorer(mesh) if self.refined_at else self.scorer
-        self.nodes = state["nodes"].clone()
+        self.nodes = self.team.own(state["nodes"], self.nodes.shape[0]).clone()
         self.gain = Gain(float(state["gain"][0]), int(state["gain"][1]))
         counts, level = state["progress"].tolist(), self.continuation
         self.iteration, self.evaluations = int(counts[0]), int(counts[1])

@@ -20,6 +20,8 @@ from collections.abc import Callable, Mapping
 import torch
 from torch import Tensor, nn
 
+from snet_cli.distributed import ALONE, Team
+
 PAIRS = 50
 """Curvature pairs kept: fewer converge markedly slower on the vehicle, more cost memory only."""
 
@@ -40,9 +42,12 @@ class LbfgsStep:
         Its parameters are θ.
     loss : callable
         A scalar that can be differentiated with respect to θ.
+    team : Team
+        The processes over which loss and gradient are summed.
     """
 
-    def __init__(self, model: nn.Module, loss: Callable[[], Tensor]) -> None:
+    def __init__(self, model: nn.Module, loss: Callable[[], Tensor], team: Team = ALONE) -> None:
+        self.team = team
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.objective = loss
         self.evaluations = 0
@@ -66,7 +71,8 @@ class LbfgsStep:
             (torch.zeros_like(p) if g is None else g).reshape(-1)
             for p, g in zip(self.parameters, gradients, strict=True)
         ]
-        return float(loss.detach()), torch.cat(flat)
+        value, gradient = self.team.sum(loss.detach(), torch.cat(flat))
+        return float(value), gradient
 
     def step(self) -> float:
         """Move θ once and return the loss there; where no step helps, θ and the loss stay."""

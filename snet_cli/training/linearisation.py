@@ -73,7 +73,7 @@ class _Eliminated(NamedTuple):
 
 
 class Linearisation:
-    """J's Gauss-Newton model at X and the model's θ, with X eliminated.
+    """J's Gauss-Newton model at X and the model's θ, with X eliminated; what concerns θ is summed over the team.
 
     Parameters
     ----------
@@ -102,8 +102,8 @@ class Linearisation:
         self._kept: list[_Eliminated] = []
         bytes_kept = 8 * KEPT_COPIES * problem.rows**2 * problem.relaxed.trajectory.numel()
         self._keeps = bytes_kept <= problem.memory
-        theta = problem.theta()
-        self.prior = gamma * problem.prior
+        theta, self.team = problem.theta(), problem.team
+        self.prior = gamma * problem.prior if self.team.is_lead else 0.0  # once in the sum over the processes
         self.gradient = self.prior * theta
         self._reduced_gradient = self.gradient.clone()
         self.reduced = self._form(theta.numel()) if problem.formed else self._apply()
@@ -125,15 +125,17 @@ class Linearisation:
         if weights is None:
             return None
         states = torch.empty_like(self.nodes)
-        # true of every step that is optimal in the space it was sought in, all or Krylov's
-        promise = float(weights @ (damping * self.weight_measure * weights - self.gradient))
+        promise = 0.0
         for done in self._kept or map(self._eliminate, self.problem.batches):
             system, batch = done.system, done.batch
             right_side = system.gradient[..., None] - system.coupling @ done.forward(weights)
             step = -done.factor.solve(right_side)[:, :, 0]
             promise += float((step * (self.ridge * batch.measure.flatten(1) * step - system.gradient)).sum())
             states[batch.elements] = step.view_as(states[batch.elements])
-        return Move(states, weights, promise) if bool(torch.isfinite(states).all()) else None
+        promise, spoiled = self.team.total(promise, float(not torch.isfinite(states).all()))
+        # true of every step that is optimal in the space it was sought in, all or Krylov's
+        promise += float(weights @ (damping * self.weight_measure * weights - self.gradient))
+        return None if spoiled else Move(states, weights, promise)
 
     def _form(self, size: int) -> WeightSystem:
         """S and g over all batches."""
@@ -149,6 +151,7 @@ class Linearisation:
                 break
             matrix += _schur_share(done, G)
             self._add_gradients(done, partial(_transposed, G.flatten(0, 1)))
+        (matrix,) = self._summed(matrix)
         return WeightSystem.build(matrix, self._reduced_gradient, self.problem.parameters)
 
     def _apply(self) -> KrylovSystem:
@@ -158,6 +161,7 @@ class Linearisation:
             if not self._usable(done, done.system.residual):
                 break
             self._add_gradients(done, done.back)
+        self._summed()
         return KrylovSystem(self._product, self._reduced_gradient, self.problem.parameters)
 
     def _product(self, vector: Tensor) -> Tensor:
@@ -165,7 +169,15 @@ class Linearisation:
         total = self.prior * vector
         for done in self._kept or map(self._eliminate, self.problem.batches):
             total = total + done.back(done.left_over(done.forward(vector)))
+        (total,) = self.team.sum(total)
         return total
+
+    def _summed(self, *others: Tensor) -> tuple[Tensor, ...]:
+        """Sum gradients, and others with them, over the processes; what failed on one has failed."""
+        not_finite, self.failed = self.team.any(not self.finite, self.failed)
+        self.finite = not not_finite
+        self.gradient, self._reduced_gradient, *sums = self.team.sum(self.gradient, self._reduced_gradient, *others)
+        return tuple(sums)
 
     def _eliminate(self, batch: Batch) -> _Eliminated:
         """Factor A of a batch without ∂f/∂θ."""

@@ -17,6 +17,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from snet_cli.distributed import ALONE, Team
 from snet_cli.training.method import Method, Step
 
 Status = Literal["converged", "iterations", "max-time", "stopped", "diverged"]
@@ -156,6 +157,7 @@ def run(
     clock: Callable[[], float] = time.perf_counter,
     resume: RunState | None = None,
     save: Save = keep_nothing,
+    team: Team = ALONE,
 ) -> FitResult:
     """Iterate until a limit, convergence, a request to stop, or numbers that are not finite.
 
@@ -175,14 +177,17 @@ def run(
         once.
     save : Save
         Its time counts for the deadline, and not as time of the loop.
+    team : Team
+        The processes that train together: they stop together, and every iteration begins with the lead's θ.
     """
-    course = _Course(method, limits, resume, clock)
+    course = _Course(method, limits, resume, clock, team)
     status = course.ended()
     while status is None:
         course.save(save, last=False)
-        if should_stop():
+        stopped, late = team.any(should_stop(), clock() >= limits.deadline)
+        if stopped:
             status = "stopped"
-        elif clock() >= limits.deadline:
+        elif late:
             status = "max-time"
         else:
             progress = course.advance()
@@ -202,8 +207,10 @@ def run(
 class _Course:
     """What has happened so far in a run."""
 
-    def __init__(self, method: Method, limits: Limits, resume: RunState | None, clock: Callable[[], float]) -> None:
-        self.method, self.limits, self.clock = method, limits, clock
+    def __init__(
+        self, method: Method, limits: Limits, resume: RunState | None, clock: Callable[[], float], team: Team
+    ) -> None:
+        self.method, self.limits, self.clock, self.team = method, limits, clock, team
         self.history: list[tuple[float, float, float, float]] = []
         self.diverged = False
         self.begin = clock()
@@ -218,6 +225,7 @@ class _Course:
 
     def advance(self) -> Progress | None:
         """One iteration; None if its loss is not finite."""
+        self.team.align(list(self.method.model.parameters()))
         step = self.method.step()
         if not math.isfinite(step.total):
             self.diverged = True

@@ -62,9 +62,12 @@ class Method(Protocol):
         ...
 
     def state(self) -> dict[str, Tensor]:
-        """What the next step needs beside θ, tensors by name: optimiser memory, X, dampings, γ."""
+        """What the next step needs beside θ, tensors by name: optimiser memory, X, dampings, γ.
+
+        All processes call it together; X is then whole on the lead.
+        """
         ...
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
-        """Continue from what `state` returned, on a model with the θ of that moment, bit for bit."""
+        """Continue from what `state` returned on the lead, on a model with the θ of that moment, bit for bit."""
         ...

@@ -96,6 +96,24 @@ class FitOptions(BaseModel):
     )
 
 
+class EnsembleOptions(BaseModel):
+    """How many models one command trains."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+    seeds: Annotated[int, Field(ge=2, le=1000)] | None = Field(
+        default=None, description="Train N models, from --seed on, and keep the best; evaluate tells their spread."
+    )
+    folds: Annotated[int, Field(ge=2, le=1000)] | None = Field(
+        default=None, description="Cross-validation: N models, each judged by the N-th part that it does not train on."
+    )
+
+    @property
+    def wanted(self) -> bool:
+        """Whether there is more than one model."""
+        return self.seeds is not None or self.folds is not None
+
+
 PAPER_PRESET: dict[str, Any] = {
     "order": 14,
     "elements": 1,

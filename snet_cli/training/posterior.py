@@ -34,6 +34,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snet_cli.data.posterior import Posterior
+from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
 from snet_cli.training.arrow import ArrowProblem
 from snet_cli.training.block_solver import BlockFactor
@@ -75,6 +76,7 @@ class _Likelihood(NamedTuple):
     gamma: float
     stated: FloatArray
     memory: int
+    team: Team
 
 
 def fits_memory(numbers: int, memory: int) -> bool:
@@ -88,7 +90,7 @@ def posterior_of(arrow: ArrowProblem, nodes: Tensor, gamma: float, stated: Float
     Parameters
     ----------
     arrow : ArrowProblem
-        The problem of the fit, its weights of samples included.
+        The problem of the fit, its weights of samples included; each process of its team has its own trajectories.
     nodes : Tensor, shape (N, P, n)
         X at the end.
     gamma : float
@@ -98,12 +100,14 @@ def posterior_of(arrow: ArrowProblem, nodes: Tensor, gamma: float, stated: Float
     """
     gamma = min(gamma, LARGEST_GAMMA)
     nodes = _settled(arrow, nodes, gamma)
-    problem = _Likelihood(arrow.relaxed, arrow.model, nodes, gamma, stated, arrow.memory)
-    if not bool(torch.isfinite(nodes).all()) or _values(problem.relaxed).max() == 0:
+    team = arrow.team
+    problem = _Likelihood(arrow.relaxed, arrow.model, nodes, gamma, stated, arrow.memory, team)
+    values = _values(problem.relaxed, team)
+    if team.any(not bool(torch.isfinite(nodes).all()))[0] or values.max() == 0:
         return None
     prior = _prior_std(arrow.parameters)
-    correlation = correlation_times(problem.relaxed, nodes)
-    starts = float((~problem.relaxed.known_start).sum())
+    correlation = correlation_times(problem.relaxed, nodes, team)
+    (starts,) = team.total(float((~problem.relaxed.known_start).sum()))
     noise = _noise_std(problem, 0.0)
     for _ in range(2):  # the degrees of freedom depend on the information, and that on the noise
         information = _information(problem, noise * np.sqrt(correlation))
@@ -125,7 +129,7 @@ def posterior_of(arrow: ArrowProblem, nodes: Tensor, gamma: float, stated: Float
         prior,
         noise,
         correlation,
-        _values(problem.relaxed),
+        values,
         effective,
     )
 
@@ -168,7 +172,8 @@ def _information(problem: _Likelihood, noise: FloatArray) -> FloatArray | None:
     weight = torch.from_numpy(noise**-2.0).to(seen.channel)
     same_size = float(torch.exp((seen.channel.log() - weight.log()).mean()))  # γ keeps its meaning
     relaxed = problem.relaxed.with_channel(weight * same_size)
-    arrow = ArrowProblem(relaxed, problem.model, problem.nodes, memory=problem.memory, formed=True)
+    arrow = ArrowProblem(relaxed, problem.model, problem.nodes, memory=problem.memory, formed=True, team=problem.team)
+    failed = False
     total = torch.zeros(arrow.theta().numel(), arrow.theta().numel(), dtype=torch.float64, device=weight.device)
     for batch in arrow.batches:
         x = problem.nodes[batch.elements]
@@ -177,11 +182,13 @@ def _information(problem: _Likelihood, noise: FloatArray) -> FloatArray | None:
         cross = system.coupling @ (batch.root.flatten(1)[:, :, None] * G.view(len(x), -1, total.shape[0]))  # -B
         blocks = _damped(system.blocks, batch.measure, problem.gamma)
         factor = BlockFactor(blocks, batch.part.trajectory, problem.nodes.shape[2])
-        if bool(factor.failed.any()) or not bool(torch.isfinite(cross).all()):
-            return None
+        failed |= bool(factor.failed.any()) or not bool(torch.isfinite(cross).all())
+        if failed:
+            break
         _add_squares(total, batch.part, factor.solve(cross), weight)
+    (failed,), (total,) = problem.team.any(failed), problem.team.sum(total)
     found: FloatArray = total.cpu().numpy()
-    return found if np.isfinite(found).all() else None
+    return found if np.isfinite(found).all() and not failed else None
 
 
 def _add_squares(total: Tensor, part: RelaxedProblem, slope: Tensor, weight: Tensor) -> None:
@@ -221,32 +228,33 @@ def _prior_std(parameters: list[torch.nn.Parameter]) -> FloatArray:
     return np.repeat(sizes, [p.numel() for p in parameters])
 
 
-def _values(relaxed: RelaxedProblem) -> NDArray[np.int64]:
-    return (relaxed.observed.weight > 0).sum(0).cpu().numpy().astype(np.int64)
+def _values(relaxed: RelaxedProblem, team: Team) -> NDArray[np.int64]:
+    (values,) = team.sum((relaxed.observed.weight > 0).sum(0))
+    return values.cpu().numpy().astype(np.int64)
 
 
 def _noise_std(problem: _Likelihood, freedom: float) -> FloatArray:
     """σ of each output: as stated, but at least what the errors say with `freedom` numbers fitted to all values."""
     seen = problem.relaxed.observed
     error = problem.relaxed.error(problem.nodes)
-    square = (seen.weight * error**2).sum(0).cpu().numpy()
-    values = np.maximum(_values(problem.relaxed), 1)
+    sums = problem.team.sum((seen.weight * error**2).sum(0), (seen.weight * (error + seen.values) ** 2).sum(0))
+    square, size = (part.cpu().numpy() for part in sums)
+    values = np.maximum(_values(problem.relaxed, problem.team), 1)
     left = max(1.0 - freedom / values.sum(), 1.0 / values.sum())
-    size = (seen.weight * (error + seen.values) ** 2).sum(0).cpu().numpy()
     floor = np.finfo(np.float64).eps * np.sqrt(size / values) + np.finfo(np.float64).tiny ** 0.5
     estimated = np.sqrt(square / (values * left))
     return np.maximum(np.fmax(estimated, problem.stated), floor)
 
 
-def correlation_times(relaxed: RelaxedProblem, nodes: Tensor) -> FloatArray:
+def correlation_times(relaxed: RelaxedProblem, nodes: Tensor, team: Team = ALONE) -> FloatArray:
     """τ of each output's errors in samples, shape (d,), at least 1; 1 where ρ_1 could be chance.
 
     Lags count samples of one trajectory that both hold a value.
     """
     seen = relaxed.observed
-    error = (seen.weight.sqrt() * relaxed.error(nodes)).cpu().numpy()
-    held = seen.weight.cpu().numpy() > 0
-    owner = seen.trajectory.cpu().numpy()
+    error = team.gather(seen.weight.sqrt() * relaxed.error(nodes)).cpu().numpy()
+    held = team.gather(seen.weight).cpu().numpy() > 0
+    owner = team.gather(seen.trajectory + team.before(relaxed.trajectories)).cpu().numpy()
     return np.array([_correlation_time(error[held[:, i], i], owner[held[:, i]]) for i in range(error.shape[1])])
 
 

@@ -14,6 +14,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model, NodeData
 from snet_cli.models.stacks import StackSquares
 from snet_cli.spectral.mesh import Mesh
@@ -66,29 +67,49 @@ class Problem:
         """The same problem measured by another one's s, so that a held-out R is comparable."""
         return replace(self, scale=other.scale)
 
-    def split_elements(self, share: float, seed: int) -> tuple[Problem, Problem]:
-        """Two problems: a share of the elements is held out; the weights of both sum to 1.
+    def between(self, begin: int, end: int) -> Problem:
+        """Trajectories `begin` to `end` with the weights that they have in the whole, which is not a split one."""
+        first = self.mesh.first_element
+        elements = slice(int(first[begin]), int(first[end]))
+        P = self.mesh.basis.order + 1
+        points = slice(elements.start * P, elements.stop * P)
+        return replace(
+            self,
+            mesh=self.mesh.between(begin, end),
+            nodes=self.nodes[elements],
+            t=self.t[points],
+            x=self.x[points],
+            derivative=self.derivative[points],
+            u=self.u[points],
+            weight=self.weight[points],
+        )
+
+    def split_elements(self, share: float, seed: int, team: Team = ALONE) -> tuple[Problem, Problem]:
+        """Two problems: a share of the elements is held out; the weights of both sum to 1 over all processes.
 
         Runs of neighbours are drawn at random, because neighbours share an end node and the noise in it: single
         elements would go on improving while the model learns that noise.
         """
-        run = max(1, self.mesh.elements // RUNS)
-        draw = np.random.default_rng([seed, 0x5B1]).permutation(-(-self.mesh.elements // run))
+        own = self.mesh.elements
+        elements, before = int(team.total(own)[0]), team.before(own)
+        run = max(1, elements // RUNS)
+        draw = np.random.default_rng([seed, 0x5B1]).permutation(-(-elements // run))
         held_runs = np.zeros(draw.size, bool)
         held_runs[draw[: max(1, round(share * draw.size))]] = True
-        held = np.repeat(held_runs, run)[: self.mesh.elements]
+        held = np.repeat(held_runs, run)[before : before + own]
         points = torch.from_numpy(np.repeat(held, self.mesh.basis.order + 1)).to(self.t.device)
-        return self._restricted(~points), self._restricted(points)
+        return self._restricted(~points, team), self._restricted(points, team)
 
-    def _restricted(self, points: Tensor) -> Problem:
+    def _restricted(self, points: Tensor, team: Team) -> Problem:
         weight = self.weight[points]
+        (total,) = team.sum(weight.sum())
         return replace(
             self,
             t=self.t[points],
             x=self.x[points],
             derivative=self.derivative[points],
             u=self.u[points],
-            weight=weight / weight.sum(),
+            weight=weight / total,
         )
 
 

@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from snet_cli.distributed import ALONE, Team
 from snet_cli.spectral.mesh import Mesh, mesh_between
 from snet_cli.spectral.refinement import (
     SMOOTH,
@@ -155,6 +156,7 @@ def plan_refinement(
     noise: FloatArray,
     most_unknowns: IntArray | None = None,
     before: Gain | None = None,
+    team: Team = ALONE,
 ) -> Refinement:
     """Judge a mesh by the series that was found on it.
 
@@ -173,11 +175,14 @@ def plan_refinement(
         Unknowns that each trajectory may have per state; any number unless given.
     before : Gain, optional
         Of the plan that led to this mesh.
+    team : Team
+        The processes, each of which judges the mesh of its own trajectories; the order is that of all.
     """
     tolerance = np.maximum(NOISE_SHARE * np.nan_to_num(noise), RELATIVE * scale)
     error = element_errors(mesh, nodes, rates) / tolerance  # (N, n)
     worst = error.max(1)
-    largest, order, before = float(worst.max()), mesh.basis.order, before or Gain()
+    (largest,) = team.largest(float(worst.max()) if np.isfinite(worst).all() else np.inf)
+    order, before = mesh.basis.order, before or Gain()
     gain = Gain(largest, before.stale + 1 if largest > before.error / WORTH_IT else 0)
     found = f"the mesh errs by {largest:.2g} of what noise hides"
 
@@ -194,13 +199,16 @@ def plan_refinement(
     rate = decay_rate(orthonormal_coefficients(mesh.basis, nodes), ROUNDING * scale)
     smooth = np.where(error > 1.0, rate, np.inf).min(1) > SMOOTH
     raised = min(HIGHEST_ORDER, round(order * ORDER_GROWTH))
-    if raised > order and smooth[marked].mean() > MOSTLY and _fits(mesh, raised, most_unknowns):
+    of_marked, smooth_ones = team.total(float(marked.sum()), float(smooth[marked].sum()))
+    (crowded,) = team.any(not _fits(mesh, raised, most_unknowns))
+    if raised > order and smooth_ones > MOSTLY * of_marked and not crowded:
         reason = f"{found}, where x is smooth: order {order} to {raised}."
         return Refinement(np.zeros(mesh.elements, bool), raised, reason, False, gain)
     split = _within(mesh, marked, worst, most_unknowns)
-    if not split.any():
+    splits, elements = team.total(float(split.sum()), float(mesh.elements))
+    if not splits:
         return stay(f"{found}, but has all the unknowns that it may have")
-    return Refinement(split, order, f"{found}: {int(split.sum())} of {mesh.elements} elements split.", False, gain)
+    return Refinement(split, order, f"{found}: {int(splits)} of {int(elements)} elements split.", False, gain)
 
 
 def element_errors(mesh: Mesh, nodes: FloatArray, rates: RateFunction) -> FloatArray:
@@ -229,18 +237,25 @@ def _within(mesh: Mesh, marked: BoolArray, worst: FloatArray, most: IntArray | N
     return allowed
 
 
-def state_sizes(relaxed: RelaxedProblem, nodes: Tensor) -> FloatArray:
+def state_sizes(relaxed: RelaxedProblem, nodes: Tensor, team: Team = ALONE) -> FloatArray:
     """Standard deviation of each state over all trajectories, shape (n,); its magnitude, or 1, where it never moves."""
-    weight = (relaxed.quadrature / relaxed.quadrature.sum())[:, :, None]
-    mean = (weight * nodes).sum((0, 1))
-    deviation = (weight * (nodes - mean) ** 2).sum((0, 1)).sqrt()
+    (total,) = team.sum(relaxed.quadrature.sum())
+    weight = (relaxed.quadrature / total)[:, :, None]
+    (mean,) = team.sum((weight * nodes).sum((0, 1)))
+    (variance,) = team.sum((weight * (nodes - mean) ** 2).sum((0, 1)))
+    deviation = variance.sqrt()
     magnitude = torch.where(mean.abs() > 0, mean.abs(), torch.ones_like(mean))
     size: FloatArray = torch.where(deviation > 1e-12 * magnitude, deviation, magnitude).cpu().numpy()
     return size
 
 
 def state_noise(
-    relaxed: RelaxedProblem, nodes: Tensor, layout: StateLayout, scale: FloatArray, held_out: FloatArray
+    relaxed: RelaxedProblem,
+    nodes: Tensor,
+    layout: StateLayout,
+    scale: FloatArray,
+    held_out: FloatArray,
+    team: Team = ALONE,
 ) -> FloatArray:
     """Noise of one sample in each state's unit, shape (n,): the error at the samples, or step 0's held-out error.
 
@@ -255,13 +270,19 @@ def state_noise(
         `StepZero.noise`; NaN where nothing was held out.
     """
     seen = relaxed.observed
-    square = (seen.weight * relaxed.error(nodes) ** 2).sum(0) / seen.weight.sum(0).clamp_min(1.0)
+    square, weight = team.sum((seen.weight * relaxed.error(nodes) ** 2).sum(0), seen.weight.sum(0))
+    square = square / weight.clamp_min(1.0)
     error = square.sqrt().cpu().numpy()
     output = np.fmin(error, held_out)
     noise: FloatArray = np.sqrt(seen_part(layout) ** 2 @ output**2)
     known = (seen_part(layout) != 0).any(1)
     relative = (noise / scale)[known].mean() if known.any() else 0.0
     return np.where(known, noise, relative * scale)
+
+
+def whole_mesh(mesh: Mesh, team: Team) -> Mesh:
+    """The mesh of all processes, from each one's own."""
+    return mesh_from_state({name: team.gather(v) if v.dim() else v for name, v in mesh_state(mesh).items()})
 
 
 def mesh_state(mesh: Mesh) -> dict[str, Tensor]:

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snet_cli.data.trajectories import Trajectories
+from snet_cli.distributed import Team
 from snet_cli.models.base import Model
 from snet_cli.spectral.fitting import channel_scales
 from snet_cli.spectral.legendre import legendre_values
@@ -153,6 +154,10 @@ class RelaxedProblem:
         )
         return self._part(slice(e0, e1), slice(begin, end), part, None)
 
+    def shard(self, begin: int, end: int) -> RelaxedProblem:
+        """Trajectories `begin` to `end` as a problem of their own, with a mesh of theirs: what one process has."""
+        return replace(self.between(begin, end), mesh=self.mesh.between(begin, end))
+
     def _part(
         self, elements: Tensor | slice, chosen: Tensor | slice, observed: Observations, local: Tensor | None
     ) -> RelaxedProblem:
@@ -170,6 +175,21 @@ class RelaxedProblem:
             known_start=known,
             misfit_share=self.misfit_share[chosen],
             residual_share=self.residual_share[chosen],
+        )
+
+    def as_share(self, team: Team) -> RelaxedProblem:
+        """What `relax` made of one process's trajectories alone, with the weights that they have among all."""
+        if team.size == 1:
+            return self
+        horizon, times = float(self.mesh.horizon.sum()), max(self.observed.trajectory.numel(), 1)
+        all_horizon, all_times = team.total(horizon, float(times))
+        of_time, of_samples = horizon / all_horizon, times / all_times
+        return replace(
+            self,
+            quadrature=self.quadrature * of_time,
+            residual_share=self.residual_share * of_time,
+            observed=replace(self.observed, channel=self.observed.channel * of_samples),
+            misfit_share=self.misfit_share * of_samples,
         )
 
     def with_weight(self, weight: Tensor) -> RelaxedProblem:

@@ -21,6 +21,7 @@ from typing import Any, Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
 from snet_cli.training.relaxed import RelaxedProblem, misfit, residual
 from snet_cli.training.state_step import DEFAULT_MEMORY, GaussNewtonStep
@@ -117,13 +118,32 @@ class RelaxedScorer:
         None: X stays at step 0, and the total is R.
     memory : int
         Bytes that the blocks may take.
+    team : Team
+        The processes among which the held-out trajectories are divided; these are this one's.
     """
 
     def __init__(
-        self, relaxed: RelaxedProblem, nodes: Tensor, gamma: float | None, memory: int = DEFAULT_MEMORY
+        self,
+        relaxed: RelaxedProblem,
+        nodes: Tensor,
+        gamma: float | None,
+        memory: int = DEFAULT_MEMORY,
+        team: Team = ALONE,
     ) -> None:
         self.relaxed, self.start, self.nodes, self.memory = relaxed, nodes, nodes, memory
-        self.gamma = gamma
+        self.gamma, self.team = gamma, team
+
+    def afresh(self) -> RelaxedScorer:
+        """The same scorer at step 0."""
+        return RelaxedScorer(self.relaxed, self.start, self.gamma, self.memory, self.team)
+
+    def state(self) -> Tensor:
+        """X of all processes on the lead."""
+        return self.team.collect(self.nodes)
+
+    def restore(self, whole: Tensor) -> None:
+        """Take X over from what `state` returned on the lead."""
+        self.nodes = self.team.own(whole, self.start.shape[0])
 
     def score(self, model: Model) -> RelaxedScore:
         """Minimise over X with θ fixed; the model is not changed."""
@@ -145,8 +165,8 @@ class RelaxedScorer:
 
     def _at(self, model: Model, nodes: Tensor) -> RelaxedScore:
         with torch.no_grad():
-            R = float(residual(self.relaxed, model, nodes).sum())
-            L = float(misfit(self.relaxed, nodes).sum())
+            sums = self.team.sum(residual(self.relaxed, model, nodes).sum(), misfit(self.relaxed, nodes).sum())
+        R, L = (float(value) for value in sums)
         return RelaxedScore(R if self.gamma is None else self.gamma * L + R, R, L)
 
 

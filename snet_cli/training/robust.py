@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snet_cli.data.trajectories import Trajectories
+from snet_cli.distributed import ALONE, Team
 from snet_cli.training.state_layout import StateLayout
 from snet_cli.training.step_zero import StepZero
 
@@ -52,18 +53,39 @@ def huber_threshold(error: FloatArray) -> FloatArray:
     return np.where(threshold > 1e-9 * largest, threshold, np.where(largest > 0, largest, 1.0))
 
 
-def residual_shares(defect: Tensor, weight: Tensor) -> Tensor:
+def residual_shares(defect: Tensor, weight: Tensor, team: Team = ALONE) -> Tensor:
     """What each squared defect (Q, n) counts under Huber's loss, at the threshold of each state's defects of now.
 
-    Points of weight (Q,) zero do not tell the threshold.
+    Points of weight (Q,) zero do not tell the threshold, those of all processes do.
     """
-    threshold = TUNING * MAD_TO_STD * defect[weight > 0].abs().median(0).values
+    threshold = TUNING * MAD_TO_STD * median_magnitude(defect[weight > 0], team)
     return torch.where(threshold > 0, huber_weight(defect, threshold), torch.ones_like(defect))
 
 
-def median_residual(defect: Tensor, weight: Tensor, scale: Tensor) -> Tensor:
+def median_residual(defect: Tensor, weight: Tensor, scale: Tensor, team: Team = ALONE) -> Tensor:
     """R as the median defect of each state tells it: Σ_j (s_j · 1.4826 median |f - ẋ|_j)², from (Q, n), (Q,), (n,)."""
-    return ((scale * MAD_TO_STD * defect[weight > 0].abs().median(0).values) ** 2).sum()
+    return ((scale * MAD_TO_STD * median_magnitude(defect[weight > 0], team)) ** 2).sum()
+
+
+def median_magnitude(values: Tensor, team: Team = ALONE) -> Tensor:
+    """Lower median of |values| (Q, n) in each column, shape (n,), over the points of all processes.
+
+    Magnitudes are ordered as their bits are, read as integers: 63 bisections of counts find the very number that a sort
+    of all points would, and no point travels.
+    """
+    magnitude = values.abs()
+    if team.size == 1:
+        return magnitude.median(0).values
+    (points,) = team.total(float(magnitude.shape[0]))
+    bits = magnitude.double().contiguous().view(torch.int64)
+    low = torch.zeros_like(bits[:1]).sum(0)
+    high = torch.full_like(low, 0x7FF0_0000_0000_0000)  # infinity
+    for _ in range(63):
+        middle = low + (high - low) // 2
+        (reached,) = team.sum((bits <= middle).sum(0))
+        enough = reached > (points - 1) // 2
+        low, high = torch.where(enough, low, middle + 1), torch.where(enough, middle, high)
+    return high.view(torch.float64).to(values.dtype)
 
 
 def robust_step_zero(

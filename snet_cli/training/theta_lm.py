@@ -14,6 +14,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
+from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
 from snet_cli.training.problem import Problem, Residual
 from snet_cli.training.theta_jacobian import chunks, theta_jacobian
@@ -46,10 +47,12 @@ class LevenbergMarquardtStep:
     model : Model
     prior : float
         λ.
+    team : Team
+        The processes; the problem is this one's part, the Hessian and the loss are sums.
     """
 
-    def __init__(self, problem: Problem, model: Model, prior: float = 0.0) -> None:
-        self.model, self.prior = model, prior
+    def __init__(self, problem: Problem, model: Model, prior: float = 0.0, *, team: Team = ALONE) -> None:
+        self.model, self.prior, self.team = model, prior, team
         self.parameters = list(model.parameters())
         self.damping, self.evaluations = START_DAMPING, 0
         self.stalled = False
@@ -83,8 +86,9 @@ class LevenbergMarquardtStep:
     def system(self, theta: Tensor) -> WeightSystem:
         """The normal equations of R + λ|θ|² at the model's θ."""
         problem, size = self.problem, theta.numel()
-        matrix = self.prior * torch.eye(size, dtype=theta.dtype, device=theta.device)
-        gradient = self.prior * theta
+        prior = self.prior if self.team.is_lead else 0.0  # once in the sum over the processes
+        matrix = prior * torch.eye(size, dtype=theta.dtype, device=theta.device)
+        gradient = prior * theta
         root = problem.weight.sqrt()[:, None] * problem.scale  # (Q, n)
         for part in chunks(problem.t.numel(), problem.scale.numel(), size, MEMORY):
             rates, _, G = theta_jacobian(self.model, problem.t[part], problem.x[part], problem.u[part])
@@ -92,11 +96,12 @@ class LevenbergMarquardtStep:
             error = root[part] * (rates - problem.derivative[part])
             matrix += gram_by_output(rows)
             gradient = gradient + error.flatten() @ rows.flatten(0, 1)
+        matrix, gradient = self.team.sum(matrix, gradient)
         return WeightSystem.build(matrix, gradient, self.parameters)
 
     def _loss(self, theta: Tensor) -> float:
         with torch.no_grad():
-            return float(self.residual()) + self.prior * float(theta.square().sum())
+            return float(self.team.sum(self.residual())[0]) + self.prior * float(theta.square().sum())
 
     def state(self) -> dict[str, Tensor]:
         """μ and the count of evaluations."""

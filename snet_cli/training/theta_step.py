@@ -8,6 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
 from snet_cli.training.lbfgs import LbfgsStep
 from snet_cli.training.options import ThetaStepOptions
@@ -34,10 +35,10 @@ class ThetaStep(Protocol):
 
 
 class AdamStep:
-    """One gradient, one Adam step."""
+    """One gradient, one Adam step; loss and gradient are sums over the processes of a team."""
 
-    def __init__(self, model: nn.Module, loss: Callable[[], Tensor], rate: float) -> None:
-        self.loss = loss
+    def __init__(self, model: nn.Module, loss: Callable[[], Tensor], rate: float, team: Team = ALONE) -> None:
+        self.loss, self.team = loss, team
         self.evaluations = 0
         self.optimizer = torch.optim.Adam(model.parameters(), lr=rate, fused=True)
 
@@ -46,9 +47,20 @@ class AdamStep:
         self.optimizer.zero_grad(set_to_none=True)
         loss = self.loss()
         loss.backward()  # type: ignore[no-untyped-call]
+        value = self._summed(loss.detach())
         self.optimizer.step()
         self.evaluations += 1
-        return float(loss.detach())
+        return value
+
+    def _summed(self, loss: Tensor) -> float:
+        """Σ of the loss; leaves Σ of each gradient in its place."""
+        if self.team.size == 1:
+            return float(loss)
+        gradients = [p.grad for group in self.optimizer.param_groups for p in group["params"] if p.grad is not None]
+        value, *sums = self.team.sum(loss, *gradients)
+        for gradient, total in zip(gradients, sums, strict=True):
+            gradient.copy_(total)
+        return float(value)
 
     def state(self) -> dict[str, Tensor]:
         """Moments and counts of Adam."""
@@ -79,21 +91,27 @@ def restore_adam(optimizer: torch.optim.Adam, state: Mapping[str, Tensor]) -> No
 
 
 def build_theta_step(
-    options: ThetaStepOptions, model: Model, loss: Callable[[], Tensor], problem: Problem, prior: float
+    options: ThetaStepOptions,
+    model: Model,
+    loss: Callable[[], Tensor],
+    problem: Problem,
+    prior: float,
+    team: Team = ALONE,
 ) -> ThetaStep:
     """The optimiser that the options name.
 
     Parameters
     ----------
     loss : callable
-        R + λ|θ|² of the moment.
+        This process's part of R + λ|θ|² of the moment; what is minimised is its sum over the team.
     problem : Problem
         Of this R; Levenberg-Marquardt needs more of it than its value.
     prior : float
         λ.
+    team : Team
     """
     if options.name == "adam":
-        return AdamStep(model, loss, options.rate)
+        return AdamStep(model, loss, options.rate, team)
     if options.name == "lm":
-        return LevenbergMarquardtStep(problem, model, prior)
-    return LbfgsStep(model, loss)
+        return LevenbergMarquardtStep(problem, model, prior, team=team)
+    return LbfgsStep(model, loss, team)

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snet_cli.data.trajectories import Trajectories
+from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
 from snet_cli.spectral.fitting import channel_scales
 from snet_cli.training.alpha import LEAST_WARM_UP, Alpha
@@ -82,10 +83,12 @@ def _build(parts: Ingredients) -> Training:
         gamma: float | NoiseLevelGamma,
         held_out: RelaxedScorer | None = None,
         noise: float = 0.0,
+        team: Team = ALONE,
     ) -> Alpha:
+        of_team = team.size > 1
         return Alpha(
-            problem,
-            replace(relaxed, scale=problem.scale),
+            parts.own_problem(problem) if of_team else problem,
+            replace(parts.own_relaxed(relaxed) if of_team else relaxed, scale=problem.scale),
             model,
             alpha_options,
             options.theta_step,
@@ -95,6 +98,7 @@ def _build(parts: Ingredients) -> Training:
             prior=prior,
             noise=noise,
             seed=seed,
+            team=team,
         )
 
     begun: Begun | None = None
@@ -110,24 +114,30 @@ def _build(parts: Ingredients) -> Training:
             stated=stated,
             estimated=estimated,
             search=lambda: search_gamma(
-                problem,
-                relaxed,
+                parts.own_problem(problem),
+                parts.own_relaxed(relaxed),
                 model,
                 alpha_options,
                 options.theta_step,
                 prior=prior,
                 noise=_mean_square(setup.step_zero.noise / channels) if automatic else 0.0,
                 seed=seed,
+                team=parts.team,
             ),
         )
     gamma = REFERENCE_GAMMA if isinstance(plan.gamma, NoiseLevelGamma) else plan.gamma
     rule = replace(relaxed_rule(parts, problem, gamma, free=free), channel_scale=tuple(channels.tolist()))
     validation = validation_of(parts, rule)
     method = make(
-        problem, model, plan.gamma, None if validation is None else validation.scorer(), plan.noise * automatic
+        problem,
+        model,
+        plan.gamma,
+        None if validation is None else validation.scorer(parts.team),
+        plan.noise * automatic,
+        parts.team,
     )
     if begun is not None and begun.state:
-        method.restore({**method.state(), **begun.state})  # the short training scored no held-out data
+        method.restore(begun.state)  # of all processes, each of which trained on everything; it scored no held-out data
     return Training(
         method,
         rule,
@@ -138,6 +148,7 @@ def _build(parts: Ingredients) -> Training:
         settled={} if begun is None else begun.settled,
         validation=validation,
         look_every=HELD_OUT_EVERY if validation is None else look_every(_cost_of_score(validation, zero)),
+        team=parts.team,
     )
 
 

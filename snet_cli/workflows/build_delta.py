@@ -58,6 +58,7 @@ def _build(parts: Ingredients) -> Training:
         prior,
         robust,
         by_median=robust and validation is None,  # a validation file is scored as `evaluate --relaxed` does
+        team=parts.team,
     )
     return Training(
         method,
@@ -67,6 +68,7 @@ def _build(parts: Ingredients) -> Training:
         stalls=options.theta_step.name != "adam",
         closed_form=method.theta is None,
         validation=validation,
+        team=parts.team,
     )
 
 
@@ -92,10 +94,11 @@ def _own_steps(options: FitOptions) -> bool:
 
 def _held_out(parts: Ingredients, validation: HeldOut | None) -> tuple[Problem, Problem | None, float]:
     """The problem to train on, the one that chooses the best θ, and the patience that goes with it."""
-    setup, options = parts.setup, parts.options
+    setup, options, team = parts.setup, parts.options, parts.team
+    problem = parts.own_problem(setup.problem)
     if validation is not None:
-        return setup.problem, validation.problem, math.inf
+        return problem, validation.part(team), math.inf
     if _own_steps(options) and setup.step_zero.mesh.elements >= FEWEST_ELEMENTS_TO_SHARE:
-        train, held = setup.problem.split_elements(HELD_OUT_SHARE, stream(parts.common.seed, STREAM_HELD_OUT))
+        train, held = problem.split_elements(HELD_OUT_SHARE, stream(parts.common.seed, STREAM_HELD_OUT), team)
         return train, held, PATIENCE
-    return setup.problem, None, math.inf
+    return problem, None, math.inf

@@ -62,19 +62,20 @@ def _build(parts: Ingredients) -> Training:
     validation = validation_of(parts, rule)
     automatic = options.order == options.elements == "auto"
     method = Joint(
-        problem,
-        relaxed,
+        parts.own_problem(problem),
+        parts.own_relaxed(relaxed),
         setup.trained.model,
         gamma=None if options.gamma == "auto" else options.gamma,
         prior=_prior(relaxed, noise) if options.prior == "auto" else options.prior,
-        held_out=None if validation is None else validation.scorer(),
+        held_out=None if validation is None else validation.scorer(parts.team),
         threshold=None if zero.threshold is None else as_tensor(zero.threshold, parts.device),
         exact=known_exactly,
         remesher=DataRemesher(parts, channels, rule, UNKNOWNS_PER_SAMPLE) if automatic else None,
         memory=joint_memory(parts.common.max_memory),
+        team=parts.team,
     )
     limit = iteration_limit(options, JOINT) + (EXACT_WARM_UP if known_exactly and options.iterations is None else 0)
-    return Training(method, rule, limit, mesh=zero.mesh, validation=validation)
+    return Training(method, rule, limit, mesh=zero.mesh, validation=validation, team=parts.team)
 
 
 def joint_memory(most: float | None) -> int:

@@ -54,7 +54,7 @@ def posterior_at_end(
         why = f"has more than {MOST_NUMBERS}" if numbers > MOST_NUMBERS else "does not fit --max-memory with"
         report.note(f"no confidence is kept: the model {why} weights ({numbers}); snet evaluate --bands needs it.")
         return None
-    if report.should_stop() or seconds < STEPS_WORTH * each:
+    if method.team.any(report.should_stop() or seconds < STEPS_WORTH * each)[0]:
         report.note("no confidence is kept: the time was up. snet evaluate --bands needs it; --resume computes it.")
         return None
     stated = np.array([data.noise_std.get(name, np.nan) for name in outputs])

@@ -15,9 +15,11 @@ from snet_cli.data.options import CommonOptions
 from snet_cli.data.storage import check_no_input_is_overwritten, check_output, write_atomic
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.trajectory_file import load_with_notes, save_trajectories
+from snet_cli.distributed import ALONE, Team
 from snet_cli.errors import CheckpointError
 from snet_cli.evaluation.coverage import judge_bands
 from snet_cli.evaluation.csv_out import forecast_csv
+from snet_cli.evaluation.ensemble import ensemble_scores
 from snet_cli.evaluation.options import EvaluateOptions
 from snet_cli.evaluation.plots import check_folder, write_pictures
 from snet_cli.evaluation.report import Relaxed, build_report
@@ -29,6 +31,7 @@ from snet_cli.models.user import read_source
 from snet_cli.training.relaxed_score import RelaxedRule
 from snet_cli.workflows import memory
 from snet_cli.workflows.bands import bands_of, required_posterior
+from snet_cli.workflows.ensemble import members_of
 from snet_cli.workflows.held_out import hold_out, scorable
 from snet_cli.workflows.provenance import history_line, provenance
 from snet_cli.workflows.reporter import Reporter, Silent
@@ -49,6 +52,7 @@ def evaluate(
     force: bool = False,
     dry_run: bool = False,
     report: Reporter | None = None,
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """Forecast the trajectories of a file with a model and score the forecasts.
 
@@ -62,6 +66,8 @@ def evaluate(
         Overwrite existing outputs.
     dry_run : bool
         Check everything, forecast nothing.
+    team : Team
+        The processes that share the forecasts; the lead writes.
 
     Returns
     -------
@@ -75,7 +81,8 @@ def evaluate(
     """
     started = time.perf_counter()
     options, common, report = options or EvaluateOptions(), common or CommonOptions(), report or Silent()
-    device = choose_device(common.device)
+    team.require_files(model, test)
+    device = choose_device(common.device, team.place)
     loaded = load_checkpoint_with_notes(model, max_bytes=common.max_bytes)
     source = None if options.model is None else read_source(options.model)
     trained = from_checkpoint(loaded.checkpoint, model, source)
@@ -84,11 +91,12 @@ def evaluate(
         report.note(note)
     data = data_file.trajectories if options.split is None else data_file.trajectories.of_split(options.split)
     trained.check_fits(data)
+    team.require_same({"model file": loaded.sha256, "test file": data_file.sha256})
     if options.relaxed:
         _require_rule(trained, model)
     posterior = required_posterior(loaded.checkpoint, trained, model) if options.bands else None
     parse_requirements(options.require, trained.layout.outputs)  # a bound that names nothing fails before any work
-    set_threads(common.threads, len(data) * EVALUATION_WIDTH)
+    set_threads(common.threads, len(data) * EVALUATION_WIDTH, team.place.local_size)
     windows = plan_windows(data, horizon=options.horizon, from_every=options.from_every)
     if output is not None:
         check_no_input_is_overwritten(output, model, test)
@@ -99,17 +107,24 @@ def evaluate(
         return _plan(trained, data, windows)
     size = memory.of_forecasts(int(np.sum(windows.row_size)), len(trained.layout.states))
     memory.require_memory("the forecast", size, common)
-    relaxed = _relaxed(trained, model, data, options, common, device, report)
-    forecast = rollout(
-        trained.forecast_model(device),
-        data,
-        windows,
-        init_window=options.init_window,
-        integrator=options.integrator,
-        rtol=options.rtol,
-        atol=options.atol,
-        should_stop=report.should_stop,
-    )
+    relaxed = _relaxed(trained, model, data, options, common, device, report, team)
+
+    def forecast_of(model: TrainedModel) -> Forecast:
+        return rollout(
+            model.forecast_model(device),
+            data,
+            windows,
+            init_window=options.init_window,
+            integrator=options.integrator,
+            rtol=options.rtol,
+            atol=options.atol,
+            should_stop=report.should_stop,
+            team=team,
+        )
+
+    forecast = forecast_of(trained)
+    members = [from_checkpoint(one, model, source) for one in members_of(loaded.checkpoint, model)]
+    together = ensemble_scores([forecast_of(member) for member in members]).to_json() if members else None
     bands = None
     if posterior is not None:
         bands = bands_of(trained, posterior, data, forecast, options, common, device, report)
@@ -118,10 +133,11 @@ def evaluate(
         {**options.model_dump(mode="json"), **common.model_dump(mode="json")},
         parents={"model": loaded.sha256, "test": data_file.sha256},
     )
-    if output is not None:
+    if output is not None and team.is_lead:
         _write(output, forecast, bands, record, (loaded.checkpoint.history, data.history), force)
     history = loaded.checkpoint.extra.get("history", {}).get("loss")
-    pictures = [] if options.plot is None else write_pictures(options.plot, forecast, history, force, bands)
+    draws = options.plot is not None and team.is_lead
+    pictures = write_pictures(str(options.plot), forecast, history, force, bands) if draws else []
     summary = build_report(
         forecast,
         integrator=options.integrator,
@@ -132,7 +148,7 @@ def evaluate(
         output=output,
         pictures=tuple(str(path) for path in pictures),
     )
-    return {"command": "evaluate", **summary.to_json()}
+    return {"command": "evaluate", **summary.to_json(), "ensemble": together}
 
 
 def _require_rule(trained: TrainedModel, path: str) -> RelaxedRule:
@@ -153,13 +169,14 @@ def _relaxed(
     common: CommonOptions,
     device: torch.device,
     report: Reporter,
+    team: Team,
 ) -> Relaxed | None:
     """Eq. 4 on the whole recordings, no ODE solved; None unless it is asked for and can be had."""
     part = scorable(trained, data, report.note) if options.relaxed else None
     if part is None:
         return None
     held_out = hold_out(trained, _require_rule(trained, path), part, common, device)
-    score = held_out.scorer().score(trained.model.to(device))
+    score = held_out.scorer(team).score(trained.model.to(device))
     return Relaxed(*(value if math.isfinite(value) else None for value in score))
 
 

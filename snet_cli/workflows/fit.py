@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import time
+from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,11 +16,13 @@ from snet_cli.data.checkpoint_file import save_checkpoint
 from snet_cli.data.locks import output_lock
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.storage import check_no_input_is_overwritten, check_output, display
+from snet_cli.distributed import ALONE, Team, shares
 from snet_cli.errors import NumericalError, UsageError
 from snet_cli.training.loop import FitResult, Limits, Progress, RunState, keep_nothing, run
 from snet_cli.training.method_choice import MethodChoice
-from snet_cli.training.options import FitOptions
+from snet_cli.training.options import EnsembleOptions, FitOptions
 from snet_cli.workflows.confidence import posterior_at_end
+from snet_cli.workflows.ensemble import check_ensemble, train_ensemble
 from snet_cli.workflows.fit_data import FitData, load_fit_data
 from snet_cli.workflows.honest_end import disagreement, rollout_score
 from snet_cli.workflows.methods import METHODS, build_training, check_unknowns, iterations_of, resolve_method
@@ -73,6 +77,8 @@ def fit(
     checkpoint_every: str = "60s",
     report: Reporter | None = None,
     started: float | None = None,
+    team: Team = ALONE,
+    ensemble: EnsembleOptions | None = None,
 ) -> dict[str, Any]:
     """Train a model on a trajectory file and write the checkpoint.
 
@@ -94,6 +100,10 @@ def fit(
         Receives notes and progress, and says when to stop; the model so far is written then.
     started : float, optional
         Reading of `time.perf_counter` from which `seconds` and `--max-time` count; the call's own start unless given.
+    team : Team
+        The processes that train together (`distributed.joined_processes`), each on its own trajectories.
+    ensemble : EnsembleOptions, optional
+        Several models instead of one (`workflows.ensemble`); the processes share them, not the trajectories.
 
     Returns
     -------
@@ -116,13 +126,20 @@ def fit(
         checkpoint_every,
         report or Silent(),
         time.perf_counter() if started is None else started,
+        team,
     )
     if dry_run:
         return _plan(task)
+    several = ensemble is not None and ensemble.wanted
+    if ensemble is not None and several:
+        check_ensemble(task.options, ensemble, resume=resume, metrics=metrics is not None)
     _check_files(task)
+    if ensemble is not None and several:
+        with output_lock(output, display(output)) if team.is_lead and output != "-" else nullcontext():
+            return _fit_ensemble(task, ensemble)
     if output == "-":
         return _fit(task, None)
-    with output_lock(output, display(output)):
+    with output_lock(output, display(output)) if team.is_lead else nullcontext():
         saved = find_state(output, task.common.max_bytes, task.report) if resume else None
         if resume and saved is None:
             _start_afresh(task)
@@ -143,6 +160,7 @@ class _Task:
     checkpoint_every: str
     report: Reporter
     started: float
+    team: Team
 
     @property
     def seconds(self) -> float:
@@ -157,6 +175,7 @@ def _check_files(task: _Task) -> None:
     ------
     OutputError, UsageError
     """
+    task.team.require_files(task.train)
     force = task.force or task.resume
     check_fit_output(task.output, force)
     if task.output == "-" and task.resume:
@@ -176,13 +195,16 @@ def _start_afresh(task: _Task) -> None:
 
 def _fit(task: _Task, saved: SavedRun | None) -> dict[str, Any]:
     """Set up, train, judge and write; from a saved state on, if there is one."""
-    options, common, report = task.options, task.common, task.report
-    device = choose_device(common.device)
+    options, common, report, team = task.options, task.common, task.report, task.team
+    device = choose_device(common.device, team.place)
     data = load_fit_data(task.train, options, common, report)
     run_key = fingerprint(options, common, device, choose_model(options, data.train), data.parents)
+    _require_agreement(team, run_key, data, saved)
     if saved is not None:
         saved.check_fits(run_key)
-        saved.check_threads(common.threads)
+        saved.check_threads(common.threads, team.size)
+        if saved.processes != team.size:
+            report.note(f"the run had {saved.processes} process(es), and goes on with {team.size}: other last digits.")
         if (earlier := _finished(task, saved)) is not None:
             return earlier
     parts, training = _build(task, data, device, saved)
@@ -198,7 +220,7 @@ def _fit(task: _Task, saved: SavedRun | None) -> dict[str, Any]:
     setup = with_estimates(parts.setup, training)
     seconds = _rollout_seconds(task, result)
     scores = [
-        None if part is None else rollout_score(setup.trained, part, device, report, seconds)
+        None if part is None else rollout_score(setup.trained, part, device, report, seconds, team)
         for part in (data.train, data.validation)
     ]
     reason = (
@@ -220,7 +242,8 @@ def _fit(task: _Task, saved: SavedRun | None) -> dict[str, Any]:
     complete = not report.should_stop()
     summary = summary_of(setup, training, result, scores[0], scores[1])
     checkpoint = checkpoint_of(setup, training, result, summary, data, options, common, device, posterior)
-    sha256 = save_checkpoint(task.output, checkpoint, force=task.force or saved is not None)
+    force = task.force or saved is not None
+    sha256 = save_checkpoint(task.output, checkpoint, force=force) if team.is_lead else ""
     answer = {
         **summary,
         "disagreement": reason,
@@ -235,6 +258,41 @@ def _fit(task: _Task, saved: SavedRun | None) -> dict[str, Any]:
         ended = {"limits": _asked(task, training.method.name), "sha256": sha256, "result": answer}
         writer.finish(ended if complete and result.status in FINISHED else None)
     return answer
+
+
+def _fit_ensemble(task: _Task, ensemble: EnsembleOptions) -> dict[str, Any]:
+    """Train all members and write them."""
+    common, team = task.common, task.team
+    device = choose_device(common.device, team.place)
+    data = load_fit_data(task.train, task.options, common, task.report)
+    team.require_same({f"{role} file": digest for role, digest in data.parents.items()})
+    checkpoint, answer = train_ensemble(data, task.options, common, ensemble, device, task.report, task.started, team)
+    if team.is_lead:
+        save_checkpoint(task.output, checkpoint, force=task.force)
+    members = answer["ensemble"]["members"]
+    return {
+        **answer,
+        "seconds": task.seconds,
+        "seconds_setup": task.seconds - sum(1e-3 * one["ms_per_iteration"] * one["iterations"] for one in members),
+        "ms_per_iteration": members[answer["ensemble"]["best"]]["ms_per_iteration"],
+        "peak_memory_mb": peak_memory_mb(),
+        "output": task.output,
+    }
+
+
+def _require_agreement(team: Team, run_key: dict[str, Any], data: FitData, saved: SavedRun | None) -> None:
+    """All processes have the same files, options and state, and a trajectory each.
+
+    Raises
+    ------
+    UsageError
+    """
+    if team.size == 1:
+        return
+    same = {f"{role} file": digest for role, digest in data.parents.items()}
+    same |= {"state of the run": "none" if saved is None else f"iteration {saved.state.iteration}"}
+    team.require_same({**same, **{f"option {key}": json.dumps(value) for key, value in run_key.items()}})
+    shares(data.train.row_size, team.size)
 
 
 def _asked(task: _Task, method: str) -> dict[str, Any]:
@@ -256,12 +314,12 @@ def _build(task: _Task, data: FitData, device: torch.device, saved: SavedRun | N
     """Step 0, the problem and the method; what a saved run settled stays so."""
     options, common, report = task.options, task.common, task.report
     zero = None if saved is None else saved.step_zero
-    setup = set_up(options, common, data.train, device, task.started, zero)
+    setup = set_up(options, common, data.train, device, task.started, zero, task.team)
     if saved is not None:
-        saved.check_threads(torch.get_num_threads())
+        saved.check_threads(torch.get_num_threads(), task.team.size)
         options = options.model_copy(update={"method": saved.about["method"]})
     settled = {} if saved is None else saved.about["settled"]
-    parts = Ingredients(setup, data, options, common, device, settled)
+    parts = Ingredients(setup, data, options, common, device, settled, task.team)
     choice = resolve_method(parts)
     _tell_setup(setup, _notes(parts, choice), report)
     training = build_training(choice.method, parts)
@@ -293,6 +351,7 @@ def _state_writer(
         "run": run_key,
         "method": training.method.name,
         "threads": torch.get_num_threads(),
+        "processes": task.team.size,
         "settled": dict(training.settled),
     }
 
@@ -301,7 +360,7 @@ def _state_writer(
 
     parameters = sum(p.numel() for p in trained.model.parameters())
     growth = growth_of_state(task.options, parameters, training.iterations)
-    return StateWriter(task.output, task.checkpoint_every, encode, growth, saved, task.report)
+    return StateWriter(task.output, task.checkpoint_every, encode, growth, saved, task.report, task.team)
 
 
 def _tell_setup(setup: Setup, notes: list[str], report: Reporter) -> None:
@@ -364,13 +423,21 @@ def _train(
     """Run the method to one of its limits; its model holds the result."""
     state = None if saved is None else on_device(saved.state, device)
     iteration = None if saved is None else saved.state.iteration
-    with MetricsFile.open(task.metrics, task.force, iteration) as metrics_file:
+    with MetricsFile.open(task.metrics if task.team.is_lead else None, task.force, iteration) as metrics_file:
 
         def each(progress: Progress) -> None:
             metrics_file.write(progress)
             task.report.progress(tick_of(progress, limits))
 
-        return run(training.method, limits, each, task.report.should_stop, resume=state, save=writer or keep_nothing)
+        return run(
+            training.method,
+            limits,
+            each,
+            task.report.should_stop,
+            resume=state,
+            save=writer or keep_nothing,
+            team=task.team,
+        )
 
 
 def _require_a_model(training: Training, result: FitResult, report: Reporter) -> None:

@@ -14,6 +14,7 @@ import torch
 
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.trajectories import Trajectories
+from snet_cli.distributed import ALONE, Team, shares
 from snet_cli.models.mlp import Mlp
 from snet_cli.models.options import MODEL_OPTIONS
 from snet_cli.training.options import FitOptions
@@ -43,9 +44,27 @@ class HeldOut:
     relaxed: RelaxedProblem
     gamma: float | None
 
-    def scorer(self) -> RelaxedScorer:
-        """A scorer that starts from step 0."""
-        return RelaxedScorer(self.relaxed, nodes_of(self.problem), self.gamma)
+    def scorer(self, team: Team = ALONE) -> RelaxedScorer:
+        """A scorer that starts from step 0; the processes of a team share the trajectories."""
+        own = self.own(team)
+        if own is None:  # more processes than trajectories: each scores all of them
+            return RelaxedScorer(self.relaxed, nodes_of(self.problem), self.gamma)
+        return RelaxedScorer(self.relaxed.shard(*own), nodes_of(self.problem.between(*own)), self.gamma, team=team)
+
+    def part(self, team: Team) -> Problem:
+        """Step 0 of this process's trajectories; where it is all of them, in weights that sum to 1 over the team."""
+        own = self.own(team)
+        return (
+            replace(self.problem, weight=self.problem.weight / team.size) if own is None else self.problem.between(*own)
+        )
+
+    def own(self, team: Team) -> tuple[int, int] | None:
+        """The range of trajectories that this process scores; None where it is all of them."""
+        if team.size == 1 or team.size > self.relaxed.trajectories:
+            return None
+        samples = torch.bincount(self.relaxed.observed.trajectory, minlength=self.relaxed.trajectories)
+        part = shares(samples.cpu().numpy(), team.size)[team.rank]
+        return part.start, part.stop
 
 
 def hold_out(

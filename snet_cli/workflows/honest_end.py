@@ -22,6 +22,7 @@ import torch
 from numpy.typing import NDArray
 
 from snet_cli.data.trajectories import Trajectories
+from snet_cli.distributed import ALONE, Team
 from snet_cli.forecasting.rollout import Forecast, rollout
 from snet_cli.spectral.mesh import Mesh
 from snet_cli.spectral.refinement import prolong, raise_order
@@ -75,7 +76,12 @@ class RolloutScore:
 
 
 def rollout_score(
-    trained: TrainedModel, data: Trajectories, device: torch.device, report: Reporter, seconds: float
+    trained: TrainedModel,
+    data: Trajectories,
+    device: torch.device,
+    report: Reporter,
+    seconds: float,
+    team: Team = ALONE,
 ) -> RolloutScore:
     """Forecast every trajectory from its start over its whole recording, and score it.
 
@@ -84,6 +90,8 @@ def rollout_score(
     seconds : float
         Time that this may take: a model that explodes must not cost more than its training did. Forecasts that are
         still under way then count as not having reached their end.
+    team : Team
+        The processes that share the forecasts.
     """
     end, asked = time.perf_counter() + seconds, False
 
@@ -93,7 +101,7 @@ def rollout_score(
             end, asked = min(end, time.perf_counter() + STOPPED_SECONDS), True
         return time.perf_counter() > end
 
-    forecast = rollout(trained.forecast_model(device), data, should_stop=time_is_up)
+    forecast = rollout(trained.forecast_model(device), data, should_stop=time_is_up, team=team)
     if forecast.diverged:
         late = " (its time was up)" if time.perf_counter() > end else ""
         report.note(
@@ -157,7 +165,7 @@ def _nodes(setup: Setup, training: Training) -> FloatArray | None:
     """The method's own trajectories, shape (N, P, n): those of step 0 unless it moves them; None without a mesh."""
     nodes = getattr(training.method, "nodes", None)
     if nodes is not None:
-        found: FloatArray = nodes.detach().cpu().numpy()
+        found: FloatArray = training.team.gather(nodes.detach()).cpu().numpy()
         return found
     return setup.step_zero.nodes if training.method.name == "delta" else None
 

@@ -36,6 +36,11 @@ def resolve_method(parts: Ingredients) -> MethodChoice:
         If the method cannot train with this many states measured.
     """
     options, layout, data = parts.options, parts.setup.layout, parts.data.train
+    if options.method in SHOOTING_METHODS and parts.team.size > 1:
+        raise UsageError(
+            f"method {options.method} integrates all trajectories in one batch, in one process, not {parts.team.size}.",
+            "Use one process, or --method delta, alpha or joint.",
+        )
     if options.method != "auto":
         check_method(options.method, layout)
         return MethodChoice(options.method, "as asked for.")

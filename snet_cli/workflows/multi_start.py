@@ -178,7 +178,7 @@ def _clock(parts: Ingredients) -> Callable[[], bool]:
     """Whether `--max-time` leaves no time for a further start."""
     limit = parts.options.max_time
     end = math.inf if limit is None else time.perf_counter() + TIME_SHARE * limit
-    return lambda: time.perf_counter() > end
+    return lambda: parts.team.any(time.perf_counter() > end)[0]
 
 
 def _sentence(first: Choice[Begun], gamma: float, later: tuple[Tried, ...] = ()) -> str:

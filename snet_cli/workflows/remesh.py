@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snet_cli.data.trajectories import Trajectories
+from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
 from snet_cli.spectral.mesh import Mesh
 from snet_cli.spectral.refinement import prolong
@@ -40,6 +41,7 @@ class DataRemesher:
     Parameters
     ----------
     parts : Ingredients
+        Of the whole training; each process of its team has the mesh of its own trajectories.
     channels : ndarray, shape (d,)
         c of L.
     rule : RelaxedRule
@@ -49,24 +51,25 @@ class DataRemesher:
     """
 
     def __init__(self, parts: Ingredients, channels: FloatArray, rule: RelaxedRule, unknowns_per_sample: float) -> None:
-        self.parts, self.channels, self.rule = parts, channels, rule
-        data = parts.data.train
+        self.parts, self.channels, self.rule = parts.with_own_data(), channels, rule
+        data = self.parts.data.train
         self.most = np.ceil(unknowns_per_sample * data.row_size).astype(np.int64)
         self.jumps = jump_times(data.inputs.sampled, len(data))
 
     def refine(self, relaxed: RelaxedProblem, nodes: Tensor, before: Gain) -> Remeshed:
         """The next mesh and the problem on it; both are as they were where the plan is `done`."""
-        setup = self.parts.setup
-        scale = state_sizes(relaxed, nodes)
+        setup, team = self.parts.setup, self.parts.team
+        scale = state_sizes(relaxed, nodes, team)
         values = nodes.detach().cpu().numpy()
         plan = plan_refinement(
             relaxed.mesh,
             values,
             rate_function(setup.trained.model, self.parts.data.train, setup.trained.inputs, self.parts.device),
             scale=scale,
-            noise=state_noise(relaxed, nodes, setup.layout, scale, setup.step_zero.noise),
+            noise=state_noise(relaxed, nodes, setup.layout, scale, setup.step_zero.noise, team),
             most_unknowns=self.most,
             before=before,
+            team=team,
         )
         if plan.done:
             return Remeshed(plan, relaxed, nodes)
@@ -83,17 +86,19 @@ class DataRemesher:
         )
         problem = replace(problem_of(parts, parts.data.train, zero), scale=relaxed.scale)
         known = relaxed.known_start.cpu().numpy()
-        return relax(problem, parts.data.train, self.channels, known_start=known)
+        return relax(problem, parts.data.train, self.channels, known_start=known).as_share(parts.team)
 
     def scorer(self, mesh: Mesh) -> RelaxedScorer | None:
         """The validation data on elements like those of this mesh; None where there is none."""
-        validation = validation_of(self.parts, rule_on(self.rule, mesh))
-        return None if validation is None else validation.scorer()
+        team = self.parts.team
+        validation = validation_of(self.parts, rule_on(self.rule, mesh, team))
+        return None if validation is None else validation.scorer(team)
 
 
-def rule_on(rule: RelaxedRule, mesh: Mesh) -> RelaxedRule:
-    """The rule on elements like those of this mesh."""
-    return replace(rule, order=mesh.basis.order, width=float(mesh.width.mean()))
+def rule_on(rule: RelaxedRule, mesh: Mesh, team: Team = ALONE) -> RelaxedRule:
+    """The rule on elements like those of this mesh, of which each process of a team has its part."""
+    length, elements = team.total(float(mesh.width.sum()), float(mesh.elements))
+    return replace(rule, order=mesh.basis.order, width=length / elements)
 
 
 def rate_function(model: Model, data: Trajectories, inputs: tuple[str, ...], device: torch.device) -> RateFunction:

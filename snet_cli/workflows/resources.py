@@ -11,6 +11,7 @@ from typing import Literal
 
 import torch
 
+from snet_cli.distributed import Place
 from snet_cli.errors import UsageError
 
 SMALL_WORK = 1_000_000
@@ -18,15 +19,18 @@ SMALL_WORK = 1_000_000
 threads for an operation of microseconds costs more than the operation."""
 
 
-def set_threads(threads: int | None, work: int) -> None:
+def set_threads(threads: int | None, work: int, processes: int = 1) -> None:
     """Use this many threads; None: one for small work, else all cores. Depends on the data alone, not on the load.
 
     Parameters
     ----------
     work : int
         Numbers that one evaluation of f touches: points times the widest layer.
+    processes : int
+        Processes that share this machine's cores, and the work.
     """
-    torch.set_num_threads(threads or (1 if work <= SMALL_WORK else os.cpu_count() or 1))
+    cores = max((os.cpu_count() or 1) // processes, 1)
+    torch.set_num_threads(threads or (1 if work <= SMALL_WORK * processes else cores))
 
 
 def process_started() -> float:
@@ -43,8 +47,8 @@ def process_started() -> float:
         return now
 
 
-def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
-    """The device; `auto` takes CUDA where there is one.
+def choose_device(name: Literal["auto", "cpu", "cuda"], place: Place | None = None) -> torch.device:
+    """The device; `auto` takes CUDA where there is one, each process of a machine its own.
 
     Raises
     ------
@@ -54,8 +58,8 @@ def choose_device(name: Literal["auto", "cpu", "cuda"]) -> torch.device:
     if name == "cuda" and not torch.cuda.is_available():
         raise UsageError("--device cuda: this machine, or this torch, has no CUDA device.", "Use --device cpu.")
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device(name)
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device("cuda", place.local_rank) if name == "cuda" and place is not None else torch.device(name)
 
 
 def peak_memory_mb() -> float:

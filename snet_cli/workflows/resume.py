@@ -26,6 +26,7 @@ import torch
 from snet_cli.config.scalars import flow
 from snet_cli.data.options import CommonOptions, parse_interval
 from snet_cli.data.storage import check_output, display, require_room, write_atomic
+from snet_cli.distributed import ALONE, Team
 from snet_cli.errors import CheckpointError, OutputError
 from snet_cli.training.lbfgs import PAIRS
 from snet_cli.training.loop import RunState
@@ -120,8 +121,8 @@ class SavedRun:
     size : int
         Bytes of the file.
     about : dict
-        ``run`` (fingerprint), ``method`` (the one that was used), ``threads``, ``settled`` (`Training.settled`),
-        ``finished`` (null, or limits, result and the output's sha256).
+        ``run`` (fingerprint), ``method`` (the one that was used), ``threads`` and ``processes``, ``settled``
+        (`Training.settled`), ``finished`` (null, or limits, result and the output's sha256).
     state : RunState
         On the CPU.
     step_zero : StepZero
@@ -147,13 +148,22 @@ class SavedRun:
         for name, was, is_now in _differences(own, run):
             self._refuse(name, was, is_now)
 
-    def check_threads(self, threads: int | None) -> None:
+    @property
+    def processes(self) -> int:
+        """How many processes the run had; a state holds what all of them had, so that others may go on."""
+        return int(self.about["processes"])
+
+    def check_threads(self, threads: int | None, processes: int = 1) -> None:
         """Refuse another number of threads: sums in another order have other last digits.
+
+        Another number of processes, which has them too, is a choice that nobody makes by oversight.
 
         Raises
         ------
         CheckpointError
         """
+        if processes != self.processes:
+            return
         if threads is not None and threads != self.about["threads"]:
             raise CheckpointError(
                 f"{display(self.path)}: was made with {self.about['threads']} thread(s), this run has {threads}.",
@@ -256,6 +266,8 @@ class StateWriter:
     saved : SavedRun, optional
         The state that this run goes on from.
     report : Reporter
+    team : Team
+        The processes: all make the state together, the lead decides when and writes it.
     """
 
     def __init__(
@@ -266,7 +278,9 @@ class StateWriter:
         growth: int,
         saved: SavedRun | None,
         report: Reporter,
+        team: Team = ALONE,
     ) -> None:
+        self.team = team
         self.path, self.previous = state_path(output), previous_path(output)
         self.encode, self.report = encode, report
         self.seconds, self.iterations = parse_interval(every)
@@ -279,7 +293,7 @@ class StateWriter:
         self.failure: OutputError | None = None
         self.cost = 0.0
         self.written_at = time.perf_counter()
-        if saved is not None:
+        if saved is not None and team.is_lead:
             require_room(self.path, self.needed + COPIES * saved.size)
 
     def __call__(self, iteration: int, state: Callable[[], RunState], *, last: bool) -> None:
@@ -290,7 +304,7 @@ class StateWriter:
             self.latest = state()
             if self.latest.iteration != self.iteration or self.latest.diverged or self.failure is not None:
                 self._try(self.latest)
-        elif iteration != self.iteration and self._is_due(iteration):
+        elif self.team.any(self.team.is_lead and iteration != self.iteration and self._is_due(iteration))[0]:
             self._try(state())
 
     def _is_due(self, iteration: int) -> bool:
@@ -301,6 +315,9 @@ class StateWriter:
 
     def _begin(self, state: RunState) -> None:
         """The first state of a run; those of an earlier run give way to it."""
+        if not self.team.is_lead:
+            self.iteration = state.iteration
+            return
         image = self.encode(state, None)
         require_room(self.path, self.needed + COPIES * len(image))
         with suppress(FileNotFoundError):
@@ -308,6 +325,8 @@ class StateWriter:
         self._write(image, state.iteration)
 
     def _try(self, state: RunState) -> None:
+        if not self.team.is_lead:
+            return
         begin = time.perf_counter()
         try:
             self._write(self.encode(state, None), state.iteration)
@@ -335,12 +354,12 @@ class StateWriter:
         """
         if self.failure is not None:
             raise self.failure
-        if finished is not None and self.latest is not None:
+        if finished is not None and self.latest is not None and self.team.is_lead:
             write_atomic(self.path, self.encode(self.latest, finished), force=True)
 
     def discard(self) -> None:
         """Leave no state behind of a run that began here and came to nothing."""
-        if self.fresh:
+        if self.fresh and self.team.is_lead:
             for path in (self.path, self.previous):
                 with suppress(OSError):
                     os.unlink(path)

@@ -9,6 +9,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 from collections.abc import Mapping
 from dataclasses import replace
@@ -78,6 +79,20 @@ def encode_state(model: Checkpoint, about: Mapping[str, Any], state: RunState, z
     return encode_checkpoint(checkpoint, "the resume state")
 
 
+def encode_step_zero(zero: StepZero) -> bytes:
+    """Step 0 as bytes, for the other processes of a team."""
+    stream = io.BytesIO()
+    arrays: dict[str, Any] = dict(_zero_arrays(zero))
+    np.savez(stream, **arrays)
+    return stream.getvalue()
+
+
+def decode_step_zero(content: bytes) -> StepZero:
+    """What `encode_step_zero` was given, to the last bit."""
+    with np.load(io.BytesIO(content), allow_pickle=False) as arrays:
+        return _step_zero(arrays)
+
+
 def _zero_arrays(zero: StepZero) -> Arrays:
     mesh = zero.mesh
     arrays: Arrays = {
@@ -107,7 +122,8 @@ def load_state(path: str, max_bytes: int) -> tuple[int, dict[str, Any], RunState
     if checkpoint.kind != "resume":
         raise CheckpointError(f"{display(path)}: is a model, expected the state of a run.", "")
     try:
-        about = {key: checkpoint.config[key] for key in ABOUT}
+        about = {"processes": 1, **{key: checkpoint.config[key] for key in ABOUT}}
+        about["processes"] = int(checkpoint.config.get("processes", 1))
         progress = {name: _tensor(value) for name, value in extra["progress"].items()}
         score = float(progress["best_score"])
         buffers = {**extra.get("collocation", {}), **extra.get("optimizer", {})}

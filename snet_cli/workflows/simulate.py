@@ -7,6 +7,7 @@ from typing import Any
 
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.storage import check_output
+from snet_cli.distributed import ALONE, Team
 from snet_cli.systems.options import SimulateOptions
 from snet_cli.systems.registry import get_system, list_systems
 from snet_cli.systems.system import SystemParameters
@@ -27,6 +28,7 @@ def simulate(
     force: bool = False,
     dry_run: bool = False,
     report: Reporter | None = None,
+    team: Team = ALONE,
 ) -> dict[str, Any]:
     """Integrate a system, sample and disturb it, and write the trajectory file.
 
@@ -42,6 +44,8 @@ def simulate(
         Overwrite an existing output.
     dry_run : bool
         Only check, and return the plan.
+    team : Team
+        The processes that share the trajectories; the lead writes.
 
     Returns
     -------
@@ -71,7 +75,7 @@ def simulate(
     check_output(output, force)
     if dry_run:
         return {**plan, "dry_run": True}
-    outcomes, sha256 = _simulated(system, output, options, parameters, common, force, report)
+    outcomes, sha256 = _simulated(system, output, options, parameters, common, force, report, team)
     return {**plan, "outcomes": outcomes, "sha256": sha256, "output": output}
 
 
@@ -102,6 +106,7 @@ def _simulated(
     common: CommonOptions,
     force: bool,
     report: Reporter,
+    team: Team,
 ) -> tuple[dict[str, int], str]:
     """Outcomes of the integration, and the sha256 of the file that was written."""
     import torch  # 1.4 s, which `--list` and a usage error need not wait for
@@ -114,10 +119,16 @@ def _simulated(
     states = len(get_system(system).channels(parameters).states)
     size = memory.of_simulation(options.trajectories, options.samples or 1, states)
     memory.require_memory("the simulation", size, common)
-    set_threads(common.threads, options.trajectories * WIDTH)
-    device = choose_device(common.device)
+    set_threads(common.threads, options.trajectories * WIDTH, team.place.local_size)
+    device = choose_device(common.device, team.place)
     simulation = integrated(
-        system, parameters, **options.model_dump(), seed=common.seed, device=device, should_stop=report.should_stop
+        system,
+        parameters,
+        **options.model_dump(),
+        seed=common.seed,
+        device=device,
+        should_stop=report.should_stop,
+        team=team,
     )
     for note in simulation.notes:
         report.note(note)
@@ -133,4 +144,4 @@ def _simulated(
         },
     )
     data = replace(simulation.trajectories, provenance=record, history=history_line(record))
-    return dict(simulation.outcomes), save_trajectories(output, data, force)
+    return dict(simulation.outcomes), save_trajectories(output, data, force) if team.is_lead else ""

@@ -14,9 +14,11 @@ from snet_cli.data.checkpoint_file import Checkpoint
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.posterior import Posterior
 from snet_cli.data.trajectories import Trajectories
+from snet_cli.distributed import ALONE, Team
 from snet_cli.spectral.mesh import Mesh
 from snet_cli.training.loop import FitResult, Limits, Progress
 from snet_cli.training.options import FitOptions
+from snet_cli.training.refinement import whole_mesh
 from snet_cli.training.relaxed_score import RelaxedScorer
 from snet_cli.training.step_zero import StepZero
 from snet_cli.workflows.fit_data import FitData
@@ -26,6 +28,7 @@ from snet_cli.workflows.provenance import history_line, provenance
 from snet_cli.workflows.remesh import rule_on
 from snet_cli.workflows.reporter import Tick
 from snet_cli.workflows.resources import set_threads
+from snet_cli.workflows.run_state import decode_step_zero, encode_step_zero
 from snet_cli.workflows.trained_model import to_checkpoint, with_estimated_states
 from snet_cli.workflows.training_plan import Training
 from snet_cli.workflows.training_setup import Setup, prepare
@@ -41,6 +44,7 @@ def set_up(
     device: torch.device,
     started: float,
     zero: StepZero | None = None,
+    team: Team = ALONE,
 ) -> Setup:
     """Step 0, the problem and a new model, on as many threads as the work deserves.
 
@@ -50,10 +54,17 @@ def set_up(
         Reading of `time.perf_counter` from which `max_time` counts.
     zero : StepZero, optional
         Step 0 of the run that goes on.
+    team : Team
+        The processes, each of which computes all of this: it is the same on every one.
     """
     set_threads(common.threads, 0)
+    timed = zero is None and options.max_time is not None and team.size > 1  # clocks differ: the lead's result counts
+    if timed and not team.is_lead:
+        zero = decode_step_zero(team.bytes_from_lead(b""))
     setup = prepare(options, common, train, device, _search_end(options, started), zero)
-    set_threads(common.threads, setup.problem.t.numel() * _width(setup))
+    if timed and team.is_lead:
+        team.bytes_from_lead(encode_step_zero(setup.step_zero))
+    set_threads(common.threads, setup.problem.t.numel() * _width(setup), team.place.local_size)
     return setup
 
 
@@ -145,20 +156,21 @@ def with_estimates(setup: Setup, training: Training) -> Setup:
     if nodes is None:
         return setup
     first = mesh_of(setup, training).first_element[:-1]
-    return replace(setup, trained=with_estimated_states(setup.trained, nodes.detach().cpu().numpy(), first))
+    nodes = training.team.gather(nodes.detach()).cpu().numpy()
+    return replace(setup, trained=with_estimated_states(setup.trained, nodes, first))
 
 
 def mesh_of(setup: Setup, training: Training) -> Mesh:
     """The discretisation that the method used."""
     begun = setup.step_zero.mesh if training.mesh is None else training.mesh
-    found: Mesh = getattr(training.method, "mesh", begun)  # of methods that refine it
-    return found
+    found: Mesh | None = getattr(training.method, "mesh", None)  # of methods that refine it
+    return begun if found is None else whole_mesh(found, training.team)
 
 
 def _fresh_scorer(training: Training, validation: HeldOut) -> RelaxedScorer:
     """The scorer of the method's last mesh, from its step 0."""
     used: RelaxedScorer | None = getattr(training.method, "scorer", None)
-    return validation.scorer() if used is None else RelaxedScorer(used.relaxed, used.start, used.gamma)
+    return validation.scorer(training.team) if used is None else used.afresh()
 
 
 def checkpoint_of(
@@ -202,6 +214,7 @@ def resolved_options(
         "dtype": common.dtype,
         "device": device.type,
         "threads": torch.get_num_threads(),
+        **({} if training.team.size == 1 else {"processes": training.team.size}),
     }
 
 

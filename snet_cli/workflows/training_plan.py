@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
 
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.trajectories import Trajectories
+from snet_cli.distributed import ALONE, Team, shares
 from snet_cli.spectral.mesh import Mesh
 from snet_cli.training.loop import HELD_OUT_EVERY
 from snet_cli.training.method import Method
 from snet_cli.training.options import FitOptions
 from snet_cli.training.problem import Problem
-from snet_cli.training.relaxed import channel_scale, known_noise
+from snet_cli.training.relaxed import RelaxedProblem, channel_scale, known_noise
 from snet_cli.training.relaxed_score import RelaxedRule
 from snet_cli.training.step_zero import StepZero
 from snet_cli.workflows.fit_data import FitData
@@ -56,6 +57,8 @@ class Training:
         Iterations between two looks at held-out data.
     settled : mapping
         What building found at a cost or by the clock, JSON-able; a resumed run builds with it (`Ingredients.settled`).
+    team : Team
+        The processes that train together.
     """
 
     method: Method
@@ -70,16 +73,19 @@ class Training:
     validation: HeldOut | None = None
     look_every: int = HELD_OUT_EVERY
     settled: Mapping[str, Any] = field(default_factory=dict)
+    team: Team = ALONE
 
 
 @dataclass(frozen=True)
 class Ingredients:
-    """What every method is built from.
+    """What every method is built from: all of it on every process, of which each then trains on its own trajectories.
 
     Attributes
     ----------
     settled : mapping
         `Training.settled` of the run that goes on; empty for a new one.
+    team : Team
+        The processes that train together.
     """
 
     setup: Setup
@@ -88,6 +94,28 @@ class Ingredients:
     common: CommonOptions
     device: torch.device
     settled: Mapping[str, Any] = field(default_factory=dict)
+    team: Team = ALONE
+
+    @property
+    def own(self) -> tuple[int, int]:
+        """The range of training trajectories that this process has."""
+        part = shares(self.data.train.row_size, self.team.size)[self.team.rank]
+        return part.start, part.stop
+
+    def own_problem(self, problem: Problem) -> Problem:
+        """Of a problem on all training trajectories, the part of this process."""
+        return problem if self.team.size == 1 else problem.between(*self.own)
+
+    def own_relaxed(self, relaxed: RelaxedProblem) -> RelaxedProblem:
+        """The same of a relaxed problem."""
+        return relaxed if self.team.size == 1 else relaxed.shard(*self.own)
+
+    def with_own_data(self) -> Ingredients:
+        """The same with this process's training trajectories alone."""
+        if self.team.size == 1:
+            return self
+        train = self.data.train.select(range(*self.own))
+        return replace(self, data=replace(self.data, train=train))
 
 
 class MethodEntry(NamedTuple):

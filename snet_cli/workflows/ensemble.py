@@ -1,0 +1,285 @@
+"""Several models of one data set: other first weights (`--seeds`), or other trajectories left out (`--folds`).
+
+The discretisation is chosen once, on all training trajectories, and every member trains on it. Members share nothing
+else, so that the processes of a team take one after the other each, and hand over what came out. The best model by the
+rollout of its held-out trajectories (of the training data where nothing is held out) becomes the checkpoint's; the
+weights of all stand beside it, stacked::
+
+    /ensemble/<key>                (M, ...)   `state_dict` of every member
+    /ensemble_normalization/<key>  (M, n)     centre, scale and start
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from snet_cli.data.checkpoint_file import Checkpoint, encode_checkpoint, load_checkpoint
+from snet_cli.data.options import CommonOptions
+from snet_cli.distributed import Team
+from snet_cli.errors import CheckpointError, NumericalError, UsageError
+from snet_cli.training.loop import run
+from snet_cli.training.options import EnsembleOptions, FitOptions
+from snet_cli.workflows.fit_data import FitData
+from snet_cli.workflows.honest_end import rollout_score
+from snet_cli.workflows.methods import build_training, resolve_method
+from snet_cli.workflows.provenance import history_line, provenance
+from snet_cli.workflows.reporter import Reporter
+from snet_cli.workflows.train_one import (
+    checkpoint_of,
+    limits_of,
+    set_up,
+    summary_of,
+    tick_of,
+    with_estimates,
+)
+from snet_cli.workflows.training_plan import Ingredients
+from snet_cli.workflows.training_setup import STREAM_SPLIT, Setup, prepare, stream
+
+WEIGHTS, NORMALIZATION = "ensemble", "ensemble_normalization"
+"""Groups of a checkpoint that hold all members."""
+
+ROLLOUT_SECONDS = 30.0
+"""Seconds that the rollouts of a member may take at most."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model.
+
+    Attributes
+    ----------
+    told : dict
+        What the JSON says of it: its seed or fold, status, iterations and scores.
+    checkpoint : Checkpoint
+        As if it had been trained alone.
+    summary : dict
+        The JSON of its fit.
+    """
+
+    told: dict[str, Any]
+    checkpoint: Checkpoint
+    summary: dict[str, Any]
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Smaller is better: forecasts that do not reach their end, and the error of the others."""
+        mse = self.told["score"]
+        return (self.told["diverged"], math.inf if mse is None else mse)
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What distinguishes a member: a seed and the trajectories that it trains on and is judged by."""
+
+    told: dict[str, int]
+    common: CommonOptions
+    data: FitData
+
+
+def check_ensemble(options: FitOptions, ensemble: EnsembleOptions, *, resume: bool, metrics: bool) -> None:
+    """Refuse what several models cannot be told together.
+
+    Raises
+    ------
+    UsageError
+    """
+    if ensemble.seeds is not None and ensemble.folds is not None:
+        raise UsageError("--seeds and --folds are two kinds of ensembles.", "Leave one of them out.")
+    if ensemble.folds is not None and options.validation is not None:
+        raise UsageError("--folds holds out trajectories of its own.", "Leave --validation out.")
+    if metrics:
+        raise UsageError("--metrics has one row per iteration of one model.", "Train the models one by one.")
+    if resume:
+        raise UsageError("an ensemble keeps no state that --resume could go on from.", "Train its models one by one.")
+
+
+def train_ensemble(
+    data: FitData,
+    options: FitOptions,
+    common: CommonOptions,
+    ensemble: EnsembleOptions,
+    device: torch.device,
+    report: Reporter,
+    started: float,
+    team: Team,
+) -> tuple[Checkpoint, dict[str, Any]]:
+    """Train all members, and put them into the checkpoint of the best.
+
+    Returns
+    -------
+    checkpoint : Checkpoint
+    answer : dict
+        The summary of the best, with ``ensemble``.
+    """
+    base = set_up(options, common, data.train, device, started, team=team)
+    mesh = base.step_zero.mesh
+    fixed = options.model_copy(update={"order": mesh.basis.order, "elements": mesh.elements_of_longest})
+    plans = list(_plans(data, common, ensemble))
+    end = math.inf if options.max_time is None else started + options.max_time
+    mine = range(team.rank, len(plans), team.size)
+    found = {}
+    for done, number in enumerate(mine):
+        now = time.perf_counter()
+        share = (end - now) / (len(mine) - done)
+        told = ", ".join(f"{key} {value}" for key, value in plans[number].told.items())
+        report.detail(f"model {number + 1} of {len(plans)}: {told}")
+        seeded = ensemble.seeds is not None
+        member = _train(plans[number], options if seeded else fixed, base if seeded else None, device, report, share)
+        if member is not None:
+            found[number] = member
+    members = _exchanged(found, team)
+    if not members:
+        raise NumericalError("every model of the ensemble diverged at its first iteration.", "Look at `snet info`.")
+    if len(members) < len(plans):
+        report.note(f"{len(plans) - len(members)} of {len(plans)} models diverged at once and are left out.")
+    return _combined(members, data, ensemble)
+
+
+def _plans(data: FitData, common: CommonOptions, ensemble: EnsembleOptions) -> Iterator[_Plan]:
+    if ensemble.seeds is not None:
+        for seed in range(common.seed, common.seed + ensemble.seeds):
+            yield _Plan({"seed": seed}, common.model_copy(update={"seed": seed}), data)
+        return
+    count, folds = len(data.train), int(ensemble.folds or 0)
+    if folds > count:
+        raise UsageError(f"--folds {folds} of {count} trajectories leaves some empty.", f"Give {count} or fewer.")
+    order = np.random.default_rng(stream(common.seed, STREAM_SPLIT)).permutation(count)
+    for number, held in enumerate(np.array_split(order, folds)):
+        kept = np.setdiff1d(order, held)
+        part = FitData(data.train.select(kept), data.train.select(np.sort(held)), data.parents)
+        yield _Plan({"fold": number + 1}, common, part)
+
+
+def _train(
+    plan: _Plan, options: FitOptions, base: Setup | None, device: torch.device, report: Reporter, seconds: float
+) -> Member | None:
+    """One member, from its first weights to its scores; None if its very first step diverged.
+
+    Parameters
+    ----------
+    base : Setup, optional
+        With the step 0 of the same trajectories.
+    seconds : float
+        Time for all of it.
+    """
+    begin = time.perf_counter()
+    zero = None if base is None else base.step_zero
+    setup = prepare(options, plan.common, plan.data.train, device, zero=zero)
+    parts = Ingredients(setup, plan.data, options, plan.common, device)
+    training = build_training(resolve_method(parts).method, parts)
+    limits = limits_of(training, options, begin + 0.8 * seconds)
+    result = run(
+        training.method, limits, lambda progress: report.progress(tick_of(progress, limits)), report.should_stop
+    )
+    if result.status == "diverged" and result.iterations == 0:
+        return None
+    setup = with_estimates(setup, training)
+    left = max(min(begin + seconds - time.perf_counter(), ROLLOUT_SECONDS), 0.1)
+    scores = [
+        None if part is None else rollout_score(setup.trained, part, device, report, left)
+        for part in (plan.data.train, plan.data.validation)
+    ]
+    summary = summary_of(setup, training, result, scores[0], scores[1])
+    checkpoint = checkpoint_of(setup, training, result, summary, plan.data, options, plan.common, device)
+    judge = scores[1] or scores[0]
+    told = {
+        **plan.told,
+        **{key: summary[key] for key in ("status", "iterations", "train_mse", "validation")},
+        "score": None if judge is None else judge.mse,
+        "diverged": 0 if judge is None else judge.diverged,
+        "ms_per_iteration": 1e3 * result.seconds / max(result.iterations, 1),
+    }
+    return Member(told, checkpoint, summary)
+
+
+def _exchanged(found: dict[int, Member], team: Team) -> list[Member]:
+    """The members of all processes in order, on each of them."""
+    if team.size == 1:
+        return [found[number] for number in sorted(found)]
+    parcels: dict[int, Member] = {}
+    sizes, texts = [], []
+    for number, member in found.items():
+        image = encode_checkpoint(member.checkpoint, "a model of the ensemble")
+        texts.append([number, member.told, member.summary, len(image)])
+        sizes.append(image)
+    images = team.bytes_of_all(b"".join(sizes))
+    for text, image in zip(team.bytes_of_all(json.dumps(texts).encode()), images, strict=True):
+        begin = 0
+        for number, told, summary, size in json.loads(text):
+            parcels[number] = Member(told, load_checkpoint(image[begin : begin + size]), summary)
+            begin += size
+    return [parcels[number] for number in sorted(parcels)]
+
+
+def _combined(members: list[Member], data: FitData, ensemble: EnsembleOptions) -> tuple[Checkpoint, dict[str, Any]]:
+    """The best member's checkpoint with the weights of all beside its own, and what the JSON says."""
+    best = min(range(len(members)), key=lambda number: members[number].rank)
+    kept = members[best].checkpoint
+    checkpoints = [member.checkpoint for member in members]
+    stacked = {
+        WEIGHTS: {key: np.stack([c.state[key] for c in checkpoints]) for key in kept.state},
+        NORMALIZATION: {key: np.stack([c.normalization[key] for c in checkpoints]) for key in kept.normalization},
+    }
+    asked = ensemble.model_dump(exclude_none=True)
+    told = [member.told for member in members]
+    timeless = [{key: value for key, value in one.items() if key != "ms_per_iteration"} for one in told]
+    config = {**kept.config, "fit": {**kept.config["fit"], **asked}, "members": timeless, "best": best}
+    record = provenance("fit", config["fit"], parents=data.parents)
+    checkpoint = replace(
+        kept,
+        config=config,
+        extra={**kept.extra, **stacked},
+        provenance=record,
+        history=history_line(record, [data.train.history]),
+        title=f"{kept.title}, the best of {len(members)}",
+    )
+    spread = {
+        "train_mse": _spread([one["train_mse"] for one in told]),
+        "score": _spread([one["score"] for one in told]),
+    }
+    return checkpoint, {**members[best].summary, "ensemble": {"members": told, "best": best, "spread": spread}}
+
+
+def _spread(values: list[float | None]) -> dict[str, float | None]:
+    """Mean, standard deviation, least and largest of those that there are."""
+    known = np.array([value for value in values if value is not None])
+    if not known.size:
+        return dict.fromkeys(("mean", "std", "min", "max"))
+    return {"mean": known.mean(), "std": known.std(), "min": known.min(), "max": known.max()}
+
+
+def members_of(checkpoint: Checkpoint, path: str) -> list[Checkpoint]:
+    """Each member as a checkpoint of its own; none where it is no ensemble.
+
+    Raises
+    ------
+    CheckpointError
+        If the stacks do not fit the model.
+    """
+    if WEIGHTS not in checkpoint.extra:
+        return []
+    weights, scales = checkpoint.extra[WEIGHTS], checkpoint.extra.get(NORMALIZATION, {})
+    own = {**checkpoint.state, **checkpoint.normalization}
+    stacks = {**weights, **scales}
+    counts = {values.shape[:1] for values in stacks.values()}
+    fit = stacks.keys() == own.keys() and all(stacks[key].shape[1:] == own[key].shape for key in own)
+    finite = all(np.isfinite(values).all() for values in stacks.values())
+    if not (fit and finite and len(counts) == 1):
+        raise CheckpointError(f"{path}: its ensemble does not fit its model.", "Train it again.")
+    ((count,),) = counts
+    return [
+        replace(
+            checkpoint,
+            state={key: values[k] for key, values in weights.items()},
+            normalization={key: values[k] for key, values in scales.items()},
+        )
+        for k in range(count)
+    ]

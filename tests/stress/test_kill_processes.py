@@ -1,0 +1,72 @@
+"""kill -9 of one of two processes at random instants: the other ends by itself, and the model's SHA-256 is that of an
+uninterrupted run.
+
+SNET_TEST_KILLS sets the number of kills of each method (default 20).
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from snet_cli.workflows.resume import previous_path, state_path
+from tests.command import Snet
+from tests.kills import sha256
+from tests.teams import Team, together
+
+KILLS = int(os.environ.get("SNET_TEST_KILLS", "20"))
+
+SECONDS = 15.0
+"""In which the survivor ends, at most, on a machine that is busy with other tests."""
+
+METHODS = {
+    "delta-adam": ("--method", "delta", "--preset", "paper", "--iterations", 60),
+    "delta-lbfgs": ("--method", "delta", "--iterations", 60, "--order", 10, "--elements", 2),
+    "alpha": ("--method", "alpha", "--iterations", 12, "--order", 10, "--elements", 2, "--gamma", 3),
+    "joint": ("--method", "joint", "--iterations", 14, "--order", 8, "--elements", 2),
+}
+
+
+@pytest.mark.stress
+@pytest.mark.parametrize("method", METHODS)
+def test_killed_processes_end_with_the_same_model(snet: Snet, method: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert snet("simulate", "vehicle", "-o", "a.h5", "--trajectories", 4, "--samples", 50, "--noise", 0.02).code == 0
+    words = ["fit", "a.h5", *METHODS[method], "--checkpoint-every", "5it", "--threads", 1, "-q"]
+    begin = time.monotonic()
+    assert [member.code for member in together(2, *words, "-o", "straight.h5", limit=200)] == [0, 0]
+    duration, rng = time.monotonic() - begin, np.random.default_rng(2)
+    wanted, kills, runs, clean = sha256("straight.h5"), 0, 0, 0
+    while kills < KILLS:
+        for path in ("m.h5", state_path("m.h5"), previous_path("m.h5")):
+            Path(path).unlink(missing_ok=True)
+        done = False
+        while not done:
+            team = Team([[*words, "-o", "m.h5", "--resume"]] * 2)
+            end = time.monotonic() + (rng.uniform(0.1, 1.1) * duration if kills < KILLS else 200.0)
+            while team.running() == 2 and time.monotonic() < end:
+                time.sleep(0.002)
+            if team.running() == 2:
+                rank = int(rng.integers(2))
+                connected = team.connected()
+                team.kill(rank)
+                if not connected:  # it has nobody's connection to close: the launcher ends the other one
+                    team.kill(1 - rank, signal.SIGTERM)
+                members = team.wait(SECONDS)
+                kills += 1
+                clean += members[rank].code == -signal.SIGKILL and members[1 - rank].code in (143, 0)
+                assert "Traceback" not in members[1 - rank].err
+            else:
+                done = [member.code for member in team.wait(SECONDS)] == [0, 0]
+                assert done
+        runs += 1
+        assert sha256("m.h5") == wanted
+    with capsys.disabled():
+        print(
+            f"\n{method}: {kills} kills of one of two processes, {clean} ended cleanly, {runs} of {runs} same SHA-256"
+        )
+    assert clean == kills

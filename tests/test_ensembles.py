@@ -1,0 +1,108 @@
+"""`fit --seeds` and `--folds`: several models, the best one kept, all of them in the checkpoint, their spread told."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+
+from snet_cli.data.checkpoint_file import load_checkpoint, save_checkpoint
+from snet_cli.data.trajectory_file import load_trajectories, save_trajectories
+from snet_cli.workflows.ensemble import NORMALIZATION, WEIGHTS
+from tests.command import Snet
+from tests.teams import together
+from tests.training_cases import spirals
+
+WORDS = ("t.h5", "--method", "delta", "--order", 6, "--elements", 1, "--model", "mlp", "--set", "model.hidden=[4]")
+FIT = ("fit", *WORDS, "--iterations", 8, "--threads", 1)
+
+
+@pytest.fixture
+def folder(snet: Snet, tmp_path):
+    """The empty folder of `snet`, with `t.h5`: six noisy trajectories."""
+    save_trajectories("t.h5", spirals(6, 20, noise=0.02))
+    return tmp_path
+
+
+def test_members_are_the_models_that_their_seeds_make_alone(snet: Snet, folder):
+    result = snet(*FIT, "-o", "e.h5", "--seed", 4, "--seeds", 3, "--json").json
+    members, best = result["ensemble"]["members"], result["ensemble"]["best"]
+    assert [member["seed"] for member in members] == [4, 5, 6]
+    assert result["train_mse"] == members[best]["train_mse"] == min(member["train_mse"] for member in members)
+    kept = load_checkpoint("e.h5")
+    for number, seed in enumerate((4, 5, 6)):
+        assert snet(*FIT, "-o", f"{seed}.h5", "--seed", seed, "-q").code == 0
+        alone = load_checkpoint(f"{seed}.h5")
+        for key, values in alone.state.items():
+            assert np.array_equal(kept.extra[WEIGHTS][key][number], values)
+            if number == best:
+                assert np.array_equal(kept.state[key], values)
+        assert np.array_equal(kept.extra[NORMALIZATION]["scale"][number], alone.normalization["scale"])
+    spread = result["ensemble"]["spread"]["train_mse"]
+    assert spread["mean"] == pytest.approx(np.mean([member["train_mse"] for member in members]))
+    assert spread["min"] <= spread["mean"] <= spread["max"]
+
+
+def test_evaluate_tells_mean_and_spread(snet: Snet, folder):
+    assert snet(*FIT, "-o", "e.h5", "--seeds", 2, "-q").code == 0
+    result = snet("evaluate", "e.h5", "t.h5", "--json").json
+    ensemble = result["ensemble"]
+    for seed in (0, 1):
+        assert snet(*FIT, "-o", f"{seed}.h5", "--seed", seed, "-q").code == 0
+        assert (
+            snet("evaluate", f"{seed}.h5", "t.h5", "-o", f"f{seed}.h5", "--json").json["mse"] == ensemble["mse"][seed]
+        )
+    a, b, y = (load_trajectories(path).outputs for path in ("f0.h5", "f1.h5", "t.h5"))
+    assert ensemble["mean_mse"] == pytest.approx(np.mean((0.5 * (a + b) - y) ** 2), rel=1e-12)
+    assert list(ensemble["spread"].values()) == pytest.approx(np.sqrt(np.mean((a - b) ** 2, axis=0)) / 2, rel=1e-12)
+    told = snet("evaluate", "e.h5", "t.h5").out
+    assert "2 models: mse " in told
+    assert "root mean square spread between them: a " in told
+    assert snet("evaluate", "0.h5", "t.h5", "--json").json["ensemble"] is None
+
+
+def test_every_trajectory_is_held_out_by_one_fold(snet: Snet, folder):
+    result = snet(*FIT, "-o", "e.h5", "--folds", 3, "--json").json
+    members = result["ensemble"]["members"]
+    assert [member["fold"] for member in members] == [1, 2, 3]
+    assert all(member["validation"]["relaxed"] > 0 for member in members)
+    assert len({member["train_mse"] for member in members}) == 3  # other trajectories each
+    assert result["validation"]["mse"] == min(member["validation"]["mse"] for member in members)
+    best = members[result["ensemble"]["best"]]["fold"]
+    assert f"the best of 3 models: without part {best}; " in snet(*FIT, "-o", "f.h5", "--folds", 3).out
+
+
+def test_processes_share_the_members(snet: Snet, folder):
+    assert snet(*FIT, "-o", "one.h5", "--seeds", 3, "-q").code == 0
+    lead, other = together(2, *FIT, "-o", "two.h5", "--seeds", 3, "-q", "--json")
+    assert (lead.code, other.code, other.out, lead.err, other.err) == (0, 0, "", "", "")
+    assert [member["seed"] for member in json.loads(lead.out)["ensemble"]["members"]] == [0, 1, 2]
+    one, two = load_checkpoint("one.h5"), load_checkpoint("two.h5")
+    assert all(np.array_equal(one.extra[WEIGHTS][key], two.extra[WEIGHTS][key]) for key in one.extra[WEIGHTS])
+
+
+@pytest.mark.parametrize(
+    ("flags", "text"),
+    [
+        (("--seeds", 2, "--folds", 2), "--seeds and --folds are two kinds of ensembles."),
+        (("--folds", 2, "--validation", 0.2), "--folds holds out trajectories of its own."),
+        (("--folds", 7), "--folds 7 of 6 trajectories leaves some empty."),
+        (("--seeds", 2, "--resume"), "an ensemble keeps no state that --resume could go on from."),
+        (("--seeds", 2, "--metrics", "m.csv"), "--metrics has one row per iteration of one model."),
+    ],
+)
+def test_what_cannot_be_is_refused(snet: Snet, folder, flags, text):
+    done = snet(*FIT, "-o", "e.h5", *flags)
+    assert (done.code, done.out) == (2, "")
+    assert text in done.err
+
+
+def test_a_stack_of_another_shape_is_refused(snet: Snet, folder):
+    assert snet(*FIT, "-o", "e.h5", "--seeds", 2, "-q").code == 0
+    checkpoint = load_checkpoint("e.h5")
+    key = next(iter(checkpoint.extra[WEIGHTS]))
+    checkpoint.extra[WEIGHTS][key] = checkpoint.extra[WEIGHTS][key][:, :1]
+    save_checkpoint("bad.h5", checkpoint)
+    done = snet("evaluate", "bad.h5", "t.h5")
+    assert (done.code, "bad.h5: its ensemble does not fit its model." in done.err) == (4, True)
