@@ -1,9 +1,31 @@
 import os
+import signal
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.command import Snet, run_in
+
+DEFAULT_TESTS = "not slow and not bench and not stress and not gpu"
+
+
+@pytest.fixture(autouse=True, scope="session")
+def heard_signals() -> Iterator[None]:
+    """Signals that a shell makes its background jobs ignore are heard, as by a command in the foreground."""
+    before = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGHUP)}
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    yield
+    for number, handler in before.items():
+        signal.signal(number, handler)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
+    """Two workers for the default suite; timings, kills and single files have the machine for themselves."""
+    whole = config.option.markexpr == DEFAULT_TESTS and not config.option.file_or_dir
+    return 2 if whole and (os.cpu_count() or 1) > 1 else 0
 
 
 @pytest.fixture

@@ -17,8 +17,9 @@ import torch
 from snet_cli.cli.main import main
 from snet_cli.data.checkpoint_file import load_checkpoint
 from snet_cli.data.posterior import read_posterior
+from snet_cli.data.shares import shares
 from snet_cli.data.trajectory_file import load_trajectories, save_trajectories
-from snet_cli.distributed import ALONE, Place, place_in, shares
+from snet_cli.distributed import ALONE, Place, place_in
 from snet_cli.errors import UsageError
 from snet_cli.training.arrow import ArrowProblem
 from snet_cli.training.linearisation import Linearisation

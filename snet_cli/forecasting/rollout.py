@@ -16,10 +16,11 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from snet_cli.data.shares import shares
 from snet_cli.data.signals import Inputs
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.windows import cut_inputs
-from snet_cli.distributed import ALONE, Team, shares
+from snet_cli.distributed import ALONE, Team
 from snet_cli.errors import CheckpointError
 from snet_cli.forecasting.flow import Flow, ForecastModel, Integrator
 from snet_cli.forecasting.initial_state import KINDS, Start, initial_states

@@ -13,9 +13,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from snet_cli.data.shares import shares
 from snet_cli.data.signals import Inputs
 from snet_cli.data.trajectories import Trajectories
-from snet_cli.distributed import ALONE, Team, shares
+from snet_cli.distributed import ALONE, Team
 from snet_cli.errors import NumericalError, UsageError
 from snet_cli.simulation.sampling import Sampling, kept_samples, sample_times
 from snet_cli.systems.registry import get_system, system_parameters

@@ -15,8 +15,9 @@ import torch
 from snet_cli.data.checkpoint_file import save_checkpoint
 from snet_cli.data.locks import output_lock
 from snet_cli.data.options import CommonOptions
+from snet_cli.data.shares import shares
 from snet_cli.data.storage import check_no_input_is_overwritten, check_output, display
-from snet_cli.distributed import ALONE, Team, shares
+from snet_cli.distributed import ALONE, Team
 from snet_cli.errors import NumericalError, UsageError
 from snet_cli.training.loop import FitResult, Limits, Progress, RunState, keep_nothing, run
 from snet_cli.training.method_choice import MethodChoice

@@ -13,8 +13,9 @@ import numpy as np
 import torch
 
 from snet_cli.data.options import CommonOptions
+from snet_cli.data.shares import shares
 from snet_cli.data.trajectories import Trajectories
-from snet_cli.distributed import ALONE, Team, shares
+from snet_cli.distributed import ALONE, Team
 from snet_cli.models.mlp import Mlp
 from snet_cli.models.options import MODEL_OPTIONS
 from snet_cli.training.options import FitOptions

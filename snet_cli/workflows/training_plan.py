@@ -10,8 +10,9 @@ from typing import Any, NamedTuple
 import torch
 
 from snet_cli.data.options import CommonOptions
+from snet_cli.data.shares import shares
 from snet_cli.data.trajectories import Trajectories
-from snet_cli.distributed import ALONE, Team, shares
+from snet_cli.distributed import ALONE, Team
 from snet_cli.spectral.mesh import Mesh
 from snet_cli.training.loop import HELD_OUT_EVERY
 from snet_cli.training.method import Method
