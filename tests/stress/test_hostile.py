@@ -35,7 +35,7 @@ Make = Callable[[], None]
 
 def require_refused(words: tuple[object, ...], codes: tuple[int, ...], message: str = "") -> None:
     """One of the exit codes, in the time and the memory that a refusal may take."""
-    ended = run_child(words, limit=30.0)
+    ended = run_child(words, limit=120.0)
     assert ended.code in codes, (words, ended.code, ended.said)
     assert "Traceback" not in ended.said
     assert message in ended.said
