@@ -20,13 +20,13 @@ from snet_cli.data.storage import check_no_input_is_overwritten, check_output, d
 from snet_cli.distributed import ALONE, Team
 from snet_cli.errors import NumericalError, UsageError
 from snet_cli.training.loop import FitResult, Limits, Progress, RunState, keep_nothing, run
-from snet_cli.training.method_choice import MethodChoice
 from snet_cli.training.options import EnsembleOptions, FitOptions
 from snet_cli.workflows.confidence import posterior_at_end
 from snet_cli.workflows.ensemble import check_ensemble, train_ensemble
 from snet_cli.workflows.fit_data import FitData, load_fit_data
+from snet_cli.workflows.fit_plan import notes_of, plan_of_fit, tell_setup
 from snet_cli.workflows.honest_end import disagreement, rollout_score
-from snet_cli.workflows.methods import METHODS, build_training, check_unknowns, iterations_of, resolve_method
+from snet_cli.workflows.methods import build_training, iterations_of, resolve_method
 from snet_cli.workflows.metrics_file import MetricsFile
 from snet_cli.workflows.provenance import history_line, provenance
 from snet_cli.workflows.reporter import Reporter, Silent
@@ -53,7 +53,7 @@ from snet_cli.workflows.train_one import (
 )
 from snet_cli.workflows.trained_model import to_checkpoint
 from snet_cli.workflows.training_plan import Ingredients, Training
-from snet_cli.workflows.training_setup import Setup, choose_model
+from snet_cli.workflows.training_setup import choose_model
 
 FINISHED = ("converged", "iterations", "diverged")
 """How a run ends that has nothing more to do under its limits; one that ran out of time has."""
@@ -130,7 +130,7 @@ def fit(
         team,
     )
     if dry_run:
-        return _plan(task)
+        return plan_of_fit(task.train, task.options, task.common, task.report, task.started)
     several = ensemble is not None and ensemble.wanted
     if ensemble is not None and several:
         check_ensemble(task.options, ensemble, resume=resume, metrics=metrics is not None)
@@ -322,20 +322,13 @@ def _build(task: _Task, data: FitData, device: torch.device, saved: SavedRun | N
     settled = {} if saved is None else saved.about["settled"]
     parts = Ingredients(setup, data, options, common, device, settled, task.team)
     choice = resolve_method(parts)
-    _tell_setup(setup, _notes(parts, choice), report)
+    tell_setup(setup, notes_of(parts, choice), report)
     training = build_training(choice.method, parts)
     for note in training.notes:
         report.detail(note)
     for choice_made in training.choices:
         report.note(choice_made)
     return parts, training
-
-
-def _notes(parts: Ingredients, choice: MethodChoice) -> list[str]:
-    """What the user should know of the method and the data before training."""
-    notes = [f"method {choice.method}: {choice.reason}"] if parts.options.method == "auto" else []
-    notes += check_unknowns(choice.method, parts)
-    return notes + list(parts.setup.step_zero.notes if METHODS[choice.method].needs_all_states else ())
 
 
 def _state_writer(
@@ -362,49 +355,6 @@ def _state_writer(
     parameters = sum(p.numel() for p in trained.model.parameters())
     growth = growth_of_state(task.options, parameters, training.iterations)
     return StateWriter(task.output, task.checkpoint_every, encode, growth, saved, task.report, task.team)
-
-
-def _tell_setup(setup: Setup, notes: list[str], report: Reporter) -> None:
-    zero, mesh = setup.step_zero, setup.step_zero.mesh
-    for note in notes:
-        report.note(note)
-    report.detail(
-        f"step 0: order {mesh.basis.order}, {mesh.elements_of_longest} element(s), {setup.problem.t.numel()} points, "
-        f"condition {zero.condition:.3g}, misfit {zero.misfit:.3g}"
-    )
-
-
-def _plan(task: _Task) -> dict[str, Any]:
-    """What `--dry-run` prints."""
-    device = choose_device(task.common.device)
-    data = load_fit_data(task.train, task.options, task.common, task.report)
-    setup = set_up(task.options, task.common, data.train, device, task.started)
-    parts = Ingredients(setup, data, task.options, task.common, device)
-    choice = resolve_method(parts)
-    notes = _notes(parts, choice)
-    _tell_setup(setup, notes, task.report)
-    zero, names = setup.step_zero, setup.layout.outputs
-    return {
-        "command": "fit",
-        "dry_run": True,
-        "method": choice.method,
-        "method_reason": choice.reason,
-        "model": setup.choice.tree,
-        "states": list(setup.layout.states),
-        "hidden_states": list(setup.layout.hidden),
-        "trajectories": len(data.train),
-        "validation": None if data.validation is None else len(data.validation),
-        "order": zero.mesh.basis.order,
-        "elements": zero.mesh.elements_of_longest,
-        "points": setup.problem.t.numel(),
-        "parameters": sum(p.numel() for p in setup.trained.model.parameters()),
-        "iterations": iterations_of(parts.options, choice.method),
-        "step_zero": {
-            name: {"error": float(error), "noise": float(noise) if math.isfinite(noise) else None}
-            for name, error, noise in zip(names, zero.error, zero.noise, strict=True)
-        },
-        "notes": notes,
-    }
 
 
 def _deadline(task: _Task) -> float:
