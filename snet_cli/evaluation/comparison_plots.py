@@ -165,7 +165,9 @@ def _legend(figure: Figure, axes: Axes) -> None:
     """One legend for all panels, above them."""
     handles, names = axes.get_legend_handles_labels()
     if handles:
-        columns = min(len(handles), 5)
+        longest = max(len(name) for name in names)
+        room = int(figure.get_figwidth() / (0.07 * longest + 0.55))  # inches of a letter at this size, and of a handle
+        columns = max(1, min(len(handles), 5, room))
         figure.legend(handles, names, loc="outside upper center", ncols=columns, frameon=False, fontsize=8)
 
 
