@@ -44,8 +44,8 @@ def _build(parts: Ingredients) -> Training:
     problem, held_out, patience = _held_out(parts, validation)
     prior = prior_strength(setup) if options.prior == "auto" else options.prior
     robust = (
-        options.theta_step.name == "lbfgs"
-        and options.preset is None
+        _own_steps(options)
+        and options.theta_step.name == "lbfgs"
         and options.tolerance == 0
         and is_exact(setup.step_zero, parts.data.train)
     )
