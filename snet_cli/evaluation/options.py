@@ -36,8 +36,8 @@ class EvaluateOptions(BaseModel):
     integrator: Literal["dopri5", "euler"] = Field(
         default="dopri5", description="dopri5: adaptive, each trajectory its own step; euler: one step per sample."
     )
-    rtol: Tolerance = Field(default=1e-7, description="Relative tolerance of dopri5.")
-    atol: Tolerance = Field(default=1e-9, description="Absolute tolerance of dopri5, times each state's scale.")
+    rtol: Tolerance = Field(default=1e-9, description="Relative tolerance of dopri5.")
+    atol: Tolerance = Field(default=1e-11, description="Absolute tolerance of dopri5, times each state's scale.")
     relaxed: bool = Field(
         default=False,
         description="Score the model without solving the ODE as well: what Eq. 4 leaves on the series of the data.",

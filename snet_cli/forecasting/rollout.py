@@ -128,8 +128,8 @@ def rollout(
     *,
     init_window: int | None = None,
     integrator: Integrator = "dopri5",
-    rtol: float = 1e-7,
-    atol: float = 1e-9,
+    rtol: float = Tolerances.rtol,
+    atol: float = Tolerances.atol,
     should_stop: Callable[[], bool] | None = None,
     team: Team = ALONE,
 ) -> Forecast:

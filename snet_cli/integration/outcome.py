@@ -43,10 +43,17 @@ class Tolerances:
         forth across a surface, steps stay tiny without ever getting too small, and a long horizon would take years.
     divergence : float
         Distance from the centre, in scales, beyond which a trajectory counts as diverged.
+
+    Notes
+    -----
+    Where f jumps, trajectories that pass on either side of a corner part for good, and the error of the steps decides
+    on which side a forecast passes: the exact model of the paper's agents, integrated with rtol 1e-7, ends at a test
+    error of 2.4e-4, all of it from one agent in a thousand. The default is tight enough that the model decides and not
+    the steps; it costs half as much again.
     """
 
-    rtol: float = 1e-7
-    atol: float = 1e-9
+    rtol: float = 1e-9
+    atol: float = 1e-11
     max_evaluations: int = 200_000
     patience: int = 20_000
     divergence: float = 1000.0
