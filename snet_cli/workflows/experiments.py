@@ -136,8 +136,8 @@ VEHICLE_SEED = 3
 loss of bkpr-euler climbs to 900 within 30 iterations and is still 12 after 400; with this one it is 0.05 by then."""
 
 AGENTS_SEED = 5
-"""Likewise: of the seeds 0 to 7 this is the one with which bkpr-euler learns the agents (loss 0.03 after 120 iterations;
-the others are between 4 and 27 by then, and with seed 0 still at 9 after 1 200)."""
+"""Likewise: of the seeds 0 to 7 this is the one with which bkpr-euler learns the agents (loss 0.03 after 120
+iterations; the others are between 4 and 27 by then, and with seed 0 still at 9 after 1 200)."""
 
 
 def _vehicle(seed: int = TRAIN_SEED, **options: Any) -> DataSet:
