@@ -9,9 +9,10 @@ from scipy.optimize import least_squares
 from snet_cli.training import krylov
 from snet_cli.training.arrow import ArrowProblem
 from snet_cli.training.continuation import Continuation
-from snet_cli.training.joint import WARM_UP, Joint
+from snet_cli.training.joint import Joint
 from snet_cli.training.linearisation import Linearisation
 from snet_cli.training.relaxed import misfit
+from snet_cli.training.warm_up import ROUGH
 from tests.alpha_cases import relaxed_spirals
 from tests.training_cases import A, B, network, true_spiral
 
@@ -118,7 +119,7 @@ def rough_network(data):
 def test_no_step_increases_the_objective():
     data, problem, relaxed, _ = relaxed_spirals(4, noise=0.3)
     method = Joint(problem, relaxed, rough_network(data), gamma=GAMMA)
-    method.iteration = WARM_UP
+    method.warm_up = None
     before = method.arrow.loss(method.nodes).total(GAMMA)
     for _ in range(12):
         after = method.step().total
@@ -157,7 +158,7 @@ def test_a_fixed_gamma_stays():
 def test_a_model_that_is_not_finite_ends_with_a_reason_and_keeps_its_weights():
     data, problem, relaxed, _ = relaxed_spirals(3)
     method = Joint(replace(problem, nodes=np.full_like(problem.nodes, np.nan)), relaxed, network(data))
-    method.iteration = WARM_UP
+    method.warm_up = None
     theta = method.arrow.theta()
     step = method.step()
     assert np.isnan(step.total)
@@ -166,7 +167,7 @@ def test_a_model_that_is_not_finite_ends_with_a_reason_and_keeps_its_weights():
     assert torch.equal(method.arrow.theta(), theta)
 
 
-@pytest.mark.parametrize("pause", [3, WARM_UP + 4])  # in the warm-up, and behind it
+@pytest.mark.parametrize("pause", [3, ROUGH + 4])  # in the warm-up, and behind it
 def test_a_restored_method_continues_bit_for_bit(pause):
     data, problem, relaxed, _ = relaxed_spirals()
     straight = Joint(problem, relaxed, network(data))
@@ -174,7 +175,7 @@ def test_a_restored_method_continues_bit_for_bit(pause):
         straight.step()
     resumed = Joint(problem, relaxed, copy.deepcopy(straight.model))
     resumed.restore(copy.deepcopy(straight.state()))
-    for _ in range(WARM_UP):
+    for _ in range(ROUGH):
         assert resumed.step() == straight.step()
     assert torch.equal(resumed.nodes, straight.nodes)
     assert torch.equal(resumed.arrow.theta(), straight.arrow.theta())
@@ -231,7 +232,7 @@ def test_many_weights_train_without_the_schur_complement():
     data, problem, relaxed, _ = relaxed_spirals(3)
     method = Joint(problem, relaxed, network(data, hidden=[40, 40]), gamma=GAMMA, memory=40_000_000)
     assert not method.arrow.formed
-    method.iteration = WARM_UP
+    method.warm_up = None
     before = method.arrow.loss(method.nodes).total(GAMMA)
     totals = [method.step().total for _ in range(4)]
     assert totals == sorted(totals, reverse=True)

@@ -107,6 +107,10 @@ class Model(nn.Module):
         """Rates f and ∂f/∂x alone, where a formula is faster than one backward pass per state; else None."""
         return None
 
+    def linear_weights(self) -> tuple[nn.Parameter, ...]:
+        """Parameters in which f is linear while the others are fixed: last layers of networks; none unless known."""
+        return ()
+
     def in_stacks(self, *features: Tensor) -> StackForm | None:
         """Known rates and terms that are linear in stacks of layers, where f is their sum; None where it is not.
 
@@ -148,3 +152,8 @@ def layers(
         if k < len(sizes) - 2:
             modules.append(Sine() if activation == "sin" else _ACTIVATIONS[activation]())
     return nn.Sequential(*modules)
+
+
+def last_layers(*stacks: nn.Sequential) -> tuple[nn.Parameter, ...]:
+    """The parameters in which the outputs of stacks are linear."""
+    return tuple(parameter for stack in stacks for parameter in stack[-1].parameters())

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from snet_cli.errors import UsageError
-from snet_cli.models.base import Model, NodeData, StateSpace, layers
+from snet_cli.models.base import Model, NodeData, StateSpace, last_layers, layers
 from snet_cli.models.jacobian import PointJacobians, StackPass
 from snet_cli.models.options import MlpOptions, ModelOptions
 from snet_cli.models.stacks import StackForm, StackTerm
@@ -105,6 +105,10 @@ class Mlp(Model):
     def _in_order(self, learned: Tensor, velocity: Tensor, *lags: Tensor) -> Tensor:
         """All rows of ẋ, in the order of the states."""
         return torch.cat([velocity, learned, *lags], -1)[..., self.source] if self.given or lags else learned
+
+    def linear_weights(self) -> tuple[nn.Parameter, ...]:
+        """The last layer."""
+        return last_layers(self.network)
 
     def in_stacks(self, *features: Tensor) -> StackForm | None:
         """The learned rows from the network, the given ones as they are; None where time constants are learned too."""

@@ -10,10 +10,10 @@ import re
 from typing import Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snet_cli.dynamics.multi_agent import CONSTANTS, policy_jacobian, policy_velocities
-from snet_cli.models.base import Model, StateSpace, layers
+from snet_cli.models.base import Model, StateSpace, last_layers, layers
 from snet_cli.models.jacobian import PointJacobians, StackPass, as_matrix, block_rows
 from snet_cli.models.options import ModelOptions, MultiAgentOptions
 from snet_cli.models.stacks import StackForm, StackTerm
@@ -51,6 +51,10 @@ class MultiAgent(Model):
         """η_i' = J(φ_i) v_i for all agents at once."""
         heading, velocities = features
         return _rates(self.J(heading), velocities)
+
+    def linear_weights(self) -> tuple[nn.Parameter, ...]:
+        """The last layer of J."""
+        return last_layers(self.J)
 
     def in_stacks(self, *features: Tensor) -> StackForm:
         """Every agent at every point is a point of the shared network."""

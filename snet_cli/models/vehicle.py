@@ -9,9 +9,9 @@ from __future__ import annotations
 from typing import Self, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from snet_cli.models.base import Model, StateSpace, layers
+from snet_cli.models.base import Model, StateSpace, last_layers, layers
 from snet_cli.models.jacobian import PointJacobians, StackPass, as_matrix, block_rows
 from snet_cli.models.options import ModelOptions, VehicleOptions
 from snet_cli.models.stacks import StackForm, StackTerm
@@ -41,9 +41,8 @@ class Vehicle(Model):
         self.C = layers([3, width, 9], options.activation, generator, bias=False, dtype=dtype)
         self.d = layers([3, width, 3], options.activation, generator, bias=False, dtype=dtype)
         with torch.no_grad():
-            for stack in (self.J, self.C, self.d):
-                for parameter in stack[-1].parameters():
-                    parameter.mul_(START)
+            for parameter in self.linear_weights():
+                parameter.mul_(START)
 
     @classmethod
     def build(cls, options: ModelOptions, space: StateSpace, generator: torch.Generator, dtype: torch.dtype) -> Self:
@@ -66,6 +65,10 @@ class Vehicle(Model):
         """η' = J v and v' = M⁻¹ (u - d - C v)."""
         heading, v, force, mass = features
         return _rates(self.J(heading), self.C(v), self.d(v), v, force, mass)
+
+    def linear_weights(self) -> tuple[nn.Parameter, ...]:
+        """The last layers of J, C and d."""
+        return last_layers(self.J, self.C, self.d)
 
     def in_stacks(self, *features: Tensor) -> StackForm:
         """Rows of η' from J, those of v' from C and d; u is known."""

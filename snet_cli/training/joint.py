@@ -1,7 +1,6 @@
 """Joint Gauss-Newton: Levenberg-Marquardt on the trajectories X and the weights θ together, γ falling to the exact ODE.
 
-    warm-up:  θ alone with X of step 0 (δ-SNet), as long as a network that knows nothing would only spoil X: L-BFGS for
-              a hundred steps; on exact data, whose X is right, Levenberg-Marquardt until R has settled
+    warm-up:  θ alone with X of step 0 (δ-SNet), as long as a network that knows nothing would only spoil X (`warm_up`)
     then:     (X, θ) <- (X, θ) + one damped Gauss-Newton step on J = γ(L + ν|θ|²) + R        (`arrow`)
               γ falls when its level has converged, until the ODE holds to the discretisation error (`continuation`)
     at last:  the mesh is refined where noise would not hide its error, and γ falls further (`refinement`)
@@ -26,27 +25,15 @@ from snet_cli.spectral.mesh import Mesh
 from snet_cli.training.arrow import DEFAULT_MEMORY, ArrowProblem, Loss
 from snet_cli.training.closed_form import solve_in_closed_form
 from snet_cli.training.continuation import Continuation
-from snet_cli.training.lbfgs import LbfgsStep
 from snet_cli.training.linearisation import Linearisation
 from snet_cli.training.method import Step
-from snet_cli.training.problem import Problem, Residual
+from snet_cli.training.problem import Problem
 from snet_cli.training.refinement import Gain, Remesher, mesh_from_state, mesh_state
 from snet_cli.training.relaxed import RelaxedProblem, misfit, nodes_of
 from snet_cli.training.relaxed_score import RelaxedScorer
 from snet_cli.training.robust import huber_weight
-from snet_cli.training.theta_lm import LevenbergMarquardtStep
+from snet_cli.training.warm_up import WarmUp
 from snet_cli.training.weight_system import EASIER, HARDER, LEAST_DAMPING, MOST_DAMPING, START_DAMPING
-
-WARM_UP, WARM_UP_STEPS = 10, 10
-"""Iterations of the warm-up, and steps of L-BFGS in each."""
-
-EXACT_WARM_UP = 150
-"""Most iterations of the warm-up on exact data: one step of Levenberg-Marquardt each, a fifth of the cost of a joint
-step. On the vehicle 30 reach a test error of 6e-6, where fifty joint steps at γ = 1 ... 1e-5 from the short warm-up are
-still at 3e-2: with X free, θ follows a narrow canyon."""
-
-SETTLED_GAIN, SETTLED_FOR = 2e-3, 5
-"""Relative fall of R in one such step, for how many in a row, that ends the warm-up early."""
 
 TRIES = 12
 """Trials of θ's damping before X is damped as well."""
@@ -126,16 +113,9 @@ class Joint:
         self.outcome: Outcome | None = None
         self.failure: str | None = None
         everywhere = replace(problem, weight=relaxed.quadrature.flatten())
-        self.exact, self.quiet, self.last_residual = exact, 0, math.inf
-        self.warm_up = EXACT_WARM_UP if exact else WARM_UP
-        closed_form = solve_in_closed_form(model, everywhere.node_data(), team)
-        if closed_form or not any(p.requires_grad for p in model.parameters()):
-            self.warm_up = 0
-        self.theta_step: LbfgsStep | LevenbergMarquardtStep
-        if exact and self.arrow.formed:
-            self.theta_step = LevenbergMarquardtStep(everywhere, model, team=team)
-        else:
-            self.theta_step = LbfgsStep(model, Residual(everywhere, model), team)
+        solved = solve_in_closed_form(model, everywhere.node_data(), team)
+        learns = not solved and any(p.requires_grad for p in model.parameters())
+        self.warm_up = WarmUp(everywhere, model, exact and self.arrow.formed, team=team) if learns else None
 
     def _use(self, relaxed: RelaxedProblem, nodes: Tensor) -> None:
         self.nodes = self.begun = nodes  # the damping's measure is that of the first X
@@ -160,8 +140,8 @@ class Joint:
     def step(self) -> Step:
         """One iteration: steps of the warm-up, or one Levenberg-Marquardt step; after the end nothing moves."""
         self.iteration += 1
-        if self.iteration <= self.warm_up:
-            return self._warm_up()
+        if self.warm_up is not None and not self.warm_up.done:
+            return self._warm_up(self.warm_up)
         if self.threshold is not None:
             weight = self.measured * huber_weight(self.arrow.relaxed.error(self.nodes), self.threshold)
             self.arrow.use(self.arrow.relaxed.with_weight(weight))
@@ -177,16 +157,9 @@ class Joint:
         total = math.nan if self.outcome == "not-finite" else before.total(gamma)
         return Step(before.residual, before.misfit, total)
 
-    def _warm_up(self) -> Step:
-        value = math.nan
-        for _ in range(WARM_UP_STEPS if isinstance(self.theta_step, LbfgsStep) else 1):
-            value = self.theta_step.step()
-        self.evaluations = self.theta_step.evaluations
-        if self.exact:
-            gains = self.last_residual - value > SETTLED_GAIN * value
-            self.quiet, self.last_residual = 0 if gains else self.quiet + 1, value
-            if self.quiet >= SETTLED_FOR:
-                self.warm_up = self.iteration
+    def _warm_up(self, warm_up: WarmUp) -> Step:
+        value = warm_up.step()
+        self.evaluations = warm_up.evaluations
         error = float(self.team.sum(misfit(self.arrow.relaxed, self.nodes).sum())[0])
         return Step(value, error, self.gamma * error + value)
 
@@ -244,13 +217,13 @@ class Joint:
         progress = [self.iteration, self.evaluations, self.damping, self.state_damping]
         progress += [level.gamma, level.steps, level.closed, level.last_misfit]
         progress += [-1 if self.outcome is None else outcomes.index(self.outcome)]
-        progress += [self.warm_up, self.quiet, self.last_residual]
         collect = self.team.collect
         saved = {"nodes": collect(self.nodes), "progress": torch.tensor(progress, dtype=torch.float64)}
         saved |= {f"mesh.{name}": collect(v) if v.dim() else v for name, v in mesh_state(self.mesh).items()}
         saved["mesh.begun"] = collect(self.begun)
         saved["gain"] = torch.tensor([*self.gain, self.refined_at], dtype=torch.float64)
-        return saved | {f"theta.{name}": value for name, value in self.theta_step.state().items()}
+        began = {} if self.warm_up is None else self.warm_up.state()
+        return saved | {f"warm_up.{name}": value for name, value in began.items()}
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned, on a model with the θ of that moment."""
@@ -274,6 +247,7 @@ class Joint:
             counts[7],
         )
         ended = counts[8]
-        self.warm_up, self.quiet, self.last_residual = int(counts[9]), int(counts[10]), counts[11]
         self.outcome = None if ended < 0 else Outcome.__args__[int(ended)]  # type: ignore[attr-defined]
-        self.theta_step.restore({k.removeprefix("theta."): v for k, v in state.items() if k.startswith("theta.")})
+        if self.warm_up is not None:
+            own = {k.removeprefix("warm_up."): v for k, v in state.items() if k.startswith("warm_up.")}
+            self.warm_up.restore(own)

@@ -15,8 +15,9 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
+from snet_cli.models.base import Model
 from snet_cli.training.weight_system import mean_squares, weight_measure
 
 MOST_VECTORS = 80
@@ -41,7 +42,7 @@ class KrylovSystem:
         S v for v of shape (N_θ,).
     gradient : Tensor, shape (N_θ,)
         g.
-    parameters : list of Parameter
+    model : Model
 
     Attributes
     ----------
@@ -49,9 +50,9 @@ class KrylovSystem:
         m.
     """
 
-    def __init__(self, product: Callable[[Tensor], Tensor], gradient: Tensor, parameters: list[nn.Parameter]) -> None:
+    def __init__(self, product: Callable[[Tensor], Tensor], gradient: Tensor, model: Model) -> None:
         self.product, self.gradient = product, gradient
-        self.use_measure(_estimated_measure(product, parameters))
+        self.use_measure(_estimated_measure(product, model))
 
     def use_measure(self, measure: Tensor) -> None:
         """Start the basis anew in the metric of another m."""
@@ -107,9 +108,9 @@ class KrylovSystem:
         return True
 
 
-def _estimated_measure(product: Callable[[Tensor], Tensor], parameters: list[nn.Parameter]) -> Tensor:
+def _estimated_measure(product: Callable[[Tensor], Tensor], model: Model) -> Tensor:
     """`weight_measure` from the mean over all weights of curvature times mean square, estimated by random signs."""
-    square = mean_squares(parameters)
+    square = mean_squares(list(model.parameters()))
     usual = torch.where(square > 0, square, square.mean())
     usual = torch.where(usual > 0, usual, 1.0)
     generator = torch.Generator().manual_seed(0)
@@ -118,4 +119,4 @@ def _estimated_measure(product: Callable[[Tensor], Tensor], parameters: list[nn.
         signs = 2.0 * torch.randint(0, 2, (square.numel(),), generator=generator).to(square) - 1.0
         probe = signs * usual.sqrt()
         cost += float(probe @ product(probe)) / (PROBES * square.numel())
-    return weight_measure(max(cost, torch.finfo(square.dtype).tiny) / usual, parameters)
+    return weight_measure(max(cost, torch.finfo(square.dtype).tiny) / usual, model)

@@ -152,7 +152,7 @@ class Linearisation:
             matrix += _schur_share(done, G)
             self._add_gradients(done, partial(_transposed, G.flatten(0, 1)))
         (matrix,) = self._summed(matrix)
-        return WeightSystem.build(matrix, self._reduced_gradient, self.problem.parameters)
+        return WeightSystem.build(matrix, self._reduced_gradient, self.problem.model)
 
     def _apply(self) -> KrylovSystem:
         """The same with S as products only."""
@@ -162,7 +162,7 @@ class Linearisation:
                 break
             self._add_gradients(done, done.back)
         self._summed()
-        return KrylovSystem(self._product, self._reduced_gradient, self.problem.parameters)
+        return KrylovSystem(self._product, self._reduced_gradient, self.problem.model)
 
     def _product(self, vector: Tensor) -> Tensor:
         """S v."""

@@ -82,8 +82,8 @@ class FitResult:
         Columns residual, misfit, total, held-out (NaN where not looked at).
     best_iteration : int
         Iteration of the θ that was kept: the last, or the best on held-out data.
-    seconds : float
-        Time in the loop alone.
+    seconds, longest : float
+        Time in the loop alone, and of the longest iteration since the run was started or resumed.
     """
 
     status: Status
@@ -94,6 +94,7 @@ class FitResult:
     best_iteration: int
     best_held_out: float | None
     seconds: float
+    longest: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -213,6 +214,7 @@ class _Course:
         self.method, self.limits, self.clock, self.team = method, limits, clock, team
         self.history: list[tuple[float, float, float, float]] = []
         self.diverged = False
+        self.longest = 0.0
         self.begin = clock()
         if resume is not None:
             method.model.load_state_dict(resume.weights)
@@ -226,7 +228,9 @@ class _Course:
     def advance(self) -> Progress | None:
         """One iteration; None if its loss is not finite."""
         self.team.align(list(self.method.model.parameters()))
+        before = self.clock()
         step = self.method.step()
+        self.longest = max(self.longest, self.clock() - before)
         if not math.isfinite(step.total):
             self.diverged = True
             return None
@@ -288,6 +292,7 @@ class _Course:
             keeper.best_iteration or len(history),
             keeper.best_score,
             self.clock() - self.begin,
+            self.longest,
         )
 
 

@@ -97,7 +97,7 @@ class LevenbergMarquardtStep:
             matrix += gram_by_output(rows)
             gradient = gradient + error.flatten() @ rows.flatten(0, 1)
         matrix, gradient = self.team.sum(matrix, gradient)
-        return WeightSystem.build(matrix, gradient, self.parameters)
+        return WeightSystem.build(matrix, gradient, self.model)
 
     def _loss(self, theta: Tensor) -> float:
         with torch.no_grad():

@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from snet_cli.models.base import Model
+
 START_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e-14, 1e8
 """μ at first, and its bounds."""
 
@@ -23,6 +25,9 @@ NO_CURVATURE = 1e-14
 
 NO_SIZE = 1e-6
 """Mean cost of a tensor relative to that of all weights below which its magnitude says nothing about its scale."""
+
+LINEAR = 1e-6
+"""Measure of weights in which f is linear, relative to that of the others."""
 
 GRAM_COLUMNS = 128
 """Columns whose products are formed at a time by `symmetric_gram`."""
@@ -47,9 +52,9 @@ class WeightSystem:
     measure: Tensor
 
     @classmethod
-    def build(cls, matrix: Tensor, gradient: Tensor, parameters: list[nn.Parameter]) -> WeightSystem:
+    def build(cls, matrix: Tensor, gradient: Tensor, model: Model) -> WeightSystem:
         """The system with the measure that fits it."""
-        return cls(matrix, gradient, weight_measure(matrix.diagonal(), parameters))
+        return cls(matrix, gradient, weight_measure(matrix.diagonal(), model))
 
     def solve(self, damping: float) -> Tensor | None:
         """Dθ for μ; None where S + μ diag(m) is not positive definite or the step is not finite."""
@@ -60,13 +65,19 @@ class WeightSystem:
         return step if bool(torch.isfinite(step).all()) else None
 
 
-def weight_measure(curvature: Tensor, parameters: list[nn.Parameter]) -> Tensor:
+def weight_measure(curvature: Tensor, model: Model) -> Tensor:
     """One over the mean square of each parameter's tensor, scaled so that on average it costs its own curvature.
 
     It scales with the units of a parameter as its curvature does, but gives all weights of a layer one measure: those
     that the data hardly feels stay as free as the others (Marquardt's diagonal would hold each by its own curvature,
     and halves the gain of a step on a wide network).
+
+    Weights in which f is linear are next to free. A damped step stays where the linear model of f can be trusted, and
+    in them it can be anywhere: freed, they follow the others as their least-squares solution would, which is the step
+    of variable projection (Golub & Pereyra 1973) in the form of Kaufman (1975). On the vehicle one step then does what
+    thirty did.
     """
+    parameters = list(model.parameters())
     curvature = curvature.clamp_min(0.0)
     square = mean_squares(parameters)
     cost = curvature * square
@@ -79,7 +90,10 @@ def weight_measure(curvature: Tensor, parameters: list[nn.Parameter]) -> Tensor:
     sized = (square > 0) & (by_tensor > NO_SIZE * level)
     by_size = level / torch.where(square > 0, square, 1.0)
     floor = NO_CURVATURE * curvature.max() + torch.finfo(curvature.dtype).tiny
-    return torch.where(sized, by_size, curvature).clamp_min(floor)
+    measure = torch.where(sized, by_size, curvature)
+    linear = {id(p) for p in model.linear_weights()}
+    freed = torch.cat([p.new_full((p.numel(),), LINEAR if id(p) in linear else 1.0) for p in parameters])
+    return (measure * freed.to(measure)).clamp_min(floor)
 
 
 def mean_squares(parameters: list[nn.Parameter]) -> Tensor:

@@ -7,11 +7,12 @@ from numpy.typing import NDArray
 
 from snet_cli.training.arrow import DEFAULT_MEMORY
 from snet_cli.training.gamma import noise_misfit
-from snet_cli.training.joint import EXACT_WARM_UP, Joint
+from snet_cli.training.joint import Joint
 from snet_cli.training.options import FitOptions
 from snet_cli.training.relaxed import RelaxedProblem, channel_scale, known_noise, known_start_mask, relax
 from snet_cli.training.robust import as_tensor
 from snet_cli.training.starts import free_states
+from snet_cli.training.warm_up import FINE, ROUGH_IF_EXACT
 from snet_cli.workflows.build_alpha import is_exact, refined
 from snet_cli.workflows.remesh import DataRemesher
 from snet_cli.workflows.training_plan import (
@@ -74,7 +75,8 @@ def _build(parts: Ingredients) -> Training:
         memory=joint_memory(parts.common.max_memory),
         team=parts.team,
     )
-    limit = iteration_limit(options, JOINT) + (EXACT_WARM_UP if known_exactly and options.iterations is None else 0)
+    longer = known_exactly and options.iterations is None
+    limit = iteration_limit(options, JOINT) + (ROUGH_IF_EXACT + FINE if longer else 0)
     return Training(method, rule, limit, mesh=zero.mesh, validation=validation, team=parts.team)
 
 

@@ -42,7 +42,7 @@ def posterior_at_end(
     outputs : tuple of str
         The model's outputs.
     seconds, each : float
-        Time that is left, and that one iteration took.
+        Time that is left, and that the longest iteration took.
     """
     if not isinstance(method, Joint):
         return None

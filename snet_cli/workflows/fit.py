@@ -238,7 +238,7 @@ def _fit(task: _Task, saved: SavedRun | None) -> dict[str, Any]:
         common,
         report,
         math.inf if options.max_time is None else options.max_time - task.seconds,
-        result.seconds / max(result.iterations, 1),
+        result.longest,
     )
     complete = not report.should_stop()
     summary = summary_of(setup, training, result, scores[0], scores[1])
