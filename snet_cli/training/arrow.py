@@ -158,6 +158,8 @@ class ArrowProblem:
         Bytes for the arrays of one batch; at least one trajectory is done at a time.
     formed : bool, optional
         Whether S is formed; unless given: not for thousands of weights, and not where it would not fit into memory.
+    exact : bool
+        Whether the data is: weights in which f is linear are then next to free (`weight_system.weight_measure`).
     team : Team
         The processes; the problem and X are this one's parts of the whole.
     """
@@ -171,9 +173,10 @@ class ArrowProblem:
         prior: float = 0.0,
         memory: int = DEFAULT_MEMORY,
         formed: bool | None = None,
+        exact: bool = False,
         team: Team = ALONE,
     ) -> None:
-        self.model, self.prior, self.memory, self.team = model, prior, memory, team
+        self.model, self.prior, self.memory, self.exact, self.team = model, prior, memory, exact, team
         self.parameters = list(model.parameters())
         self.formed = schur_fits(self.theta().numel(), memory) if formed is None else formed
         mode = torch.from_numpy(relaxed.mesh.basis.M[:, -1].copy()).to(nodes.device)

@@ -104,7 +104,7 @@ class Joint:
         self.team = team
         self.model, self.scorer, self.threshold = model, held_out, threshold
         self.measured = relaxed.observed.weight
-        self.prior, self.memory = prior, memory
+        self.prior, self.memory, self.exact = prior, memory, exact
         self.remesher, self.gain, self.refined_at = remesher, Gain(), 0
         self._use(relaxed, nodes_of(problem))
         self.continuation = Continuation(gamma)
@@ -119,7 +119,9 @@ class Joint:
 
     def _use(self, relaxed: RelaxedProblem, nodes: Tensor) -> None:
         self.nodes = self.begun = nodes  # the damping's measure is that of the first X
-        self.arrow = ArrowProblem(relaxed, self.model, nodes, prior=self.prior, memory=self.memory, team=self.team)
+        self.arrow = ArrowProblem(
+            relaxed, self.model, nodes, prior=self.prior, memory=self.memory, exact=self.exact, team=self.team
+        )
 
     @property
     def mesh(self) -> Mesh:

@@ -152,7 +152,7 @@ class Linearisation:
             matrix += _schur_share(done, G)
             self._add_gradients(done, partial(_transposed, G.flatten(0, 1)))
         (matrix,) = self._summed(matrix)
-        return WeightSystem.build(matrix, self._reduced_gradient, self.problem.model)
+        return WeightSystem.build(matrix, self._reduced_gradient, self.problem.model, exact=self.problem.exact)
 
     def _apply(self) -> KrylovSystem:
         """The same with S as products only."""

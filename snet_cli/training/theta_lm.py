@@ -47,12 +47,16 @@ class LevenbergMarquardtStep:
     model : Model
     prior : float
         λ.
+    exact : bool
+        Whether the data is, so that weights in which f is linear may go anywhere (`weight_system.weight_measure`).
     team : Team
         The processes; the problem is this one's part, the Hessian and the loss are sums.
     """
 
-    def __init__(self, problem: Problem, model: Model, prior: float = 0.0, *, team: Team = ALONE) -> None:
-        self.model, self.prior, self.team = model, prior, team
+    def __init__(
+        self, problem: Problem, model: Model, prior: float = 0.0, *, exact: bool = False, team: Team = ALONE
+    ) -> None:
+        self.model, self.prior, self.exact, self.team = model, prior, exact, team
         self.parameters = list(model.parameters())
         self.damping, self.evaluations = START_DAMPING, 0
         self.stalled = False
@@ -97,7 +101,7 @@ class LevenbergMarquardtStep:
             matrix += gram_by_output(rows)
             gradient = gradient + error.flatten() @ rows.flatten(0, 1)
         matrix, gradient = self.team.sum(matrix, gradient)
-        return WeightSystem.build(matrix, gradient, self.model)
+        return WeightSystem.build(matrix, gradient, self.model, exact=self.exact)
 
     def _loss(self, theta: Tensor) -> float:
         with torch.no_grad():

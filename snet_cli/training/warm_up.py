@@ -55,7 +55,7 @@ class WarmUp:
 
     def __init__(self, problem: Problem, model: Model, exact: bool, *, team: Team = ALONE) -> None:
         self.rough_step = LbfgsStep(model, Residual(problem, model), team)
-        self.fine_step = LevenbergMarquardtStep(problem, model, team=team)
+        self.fine_step = LevenbergMarquardtStep(problem, model, exact=True, team=team)
         self.rough, self.fine = (ROUGH_IF_EXACT, FINE) if exact else (ROUGH, 0)
         self.iteration, self.quiet, self.last = 0, 0, math.inf
 

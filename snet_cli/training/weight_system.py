@@ -27,7 +27,7 @@ NO_SIZE = 1e-6
 """Mean cost of a tensor relative to that of all weights below which its magnitude says nothing about its scale."""
 
 LINEAR = 1e-6
-"""Measure of weights in which f is linear, relative to that of the others."""
+"""Measure of weights in which f is linear, relative to that of the others, on exact data."""
 
 GRAM_COLUMNS = 128
 """Columns whose products are formed at a time by `symmetric_gram`."""
@@ -52,9 +52,9 @@ class WeightSystem:
     measure: Tensor
 
     @classmethod
-    def build(cls, matrix: Tensor, gradient: Tensor, model: Model) -> WeightSystem:
+    def build(cls, matrix: Tensor, gradient: Tensor, model: Model, *, exact: bool = False) -> WeightSystem:
         """The system with the measure that fits it."""
-        return cls(matrix, gradient, weight_measure(matrix.diagonal(), model))
+        return cls(matrix, gradient, weight_measure(matrix.diagonal(), model, exact=exact))
 
     def solve(self, damping: float) -> Tensor | None:
         """Dθ for μ; None where S + μ diag(m) is not positive definite or the step is not finite."""
@@ -65,17 +65,18 @@ class WeightSystem:
         return step if bool(torch.isfinite(step).all()) else None
 
 
-def weight_measure(curvature: Tensor, model: Model) -> Tensor:
+def weight_measure(curvature: Tensor, model: Model, *, exact: bool = False) -> Tensor:
     """One over the mean square of each parameter's tensor, scaled so that on average it costs its own curvature.
 
     It scales with the units of a parameter as its curvature does, but gives all weights of a layer one measure: those
     that the data hardly feels stay as free as the others (Marquardt's diagonal would hold each by its own curvature,
     and halves the gain of a step on a wide network).
 
-    Weights in which f is linear are next to free. A damped step stays where the linear model of f can be trusted, and
-    in them it can be anywhere: freed, they follow the others as their least-squares solution would, which is the step
-    of variable projection (Golub & Pereyra 1973) in the form of Kaufman (1975). On the vehicle one step then does what
-    thirty did.
+    On exact data weights in which f is linear are next to free. A damped step stays where the linear model of f can be
+    trusted, and in them it can be anywhere: freed, they follow the others as their least-squares solution would, which
+    is the step of variable projection (Golub & Pereyra 1973) in the form of Kaufman (1975). On the vehicle one step
+    then does what thirty did. On noisy data they would go as fast to what the noise asks for: the same J to one
+    percent, and two and a half times the error over ten horizons.
     """
     parameters = list(model.parameters())
     curvature = curvature.clamp_min(0.0)
@@ -92,7 +93,7 @@ def weight_measure(curvature: Tensor, model: Model) -> Tensor:
     floor = NO_CURVATURE * curvature.max() + torch.finfo(curvature.dtype).tiny
     measure = torch.where(sized, by_size, curvature)
     linear = {id(p) for p in model.linear_weights()}
-    freed = torch.cat([p.new_full((p.numel(),), LINEAR if id(p) in linear else 1.0) for p in parameters])
+    freed = torch.cat([p.new_full((p.numel(),), LINEAR if exact and id(p) in linear else 1.0) for p in parameters])
     return (measure * freed.to(measure)).clamp_min(floor)
 
 
