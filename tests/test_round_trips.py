@@ -158,7 +158,9 @@ def _assigned(key: str, value: Any) -> list[str]:
 
 
 def _flag(key: str, value: Any) -> list[str]:
-    return [f"--{key.replace('_', '-')}={value!r}" if isinstance(value, float) else f"--{key.replace('_', '-')}={value}"]
+    return [
+        f"--{key.replace('_', '-')}={value!r}" if isinstance(value, float) else f"--{key.replace('_', '-')}={value}"
+    ]
 
 
 @settings(drawn, max_examples=12)
