@@ -10,6 +10,8 @@ import csv
 import errno
 import resource
 import socket
+import sys
+import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -159,6 +161,27 @@ def test_places_that_stop_being_writable_between_check_and_use(here: Snet, monke
     monkeypatch.setattr(Path, "mkdir", refuse)
     ran = here("compare", "a.h5", "-o", "out", "--methods", "delta")
     assert (ran.code, "out: the folder cannot be made: Read-only file system." in ran.err) == (5, True), ran.err
+
+
+def test_a_comparison_without_room_for_temporary_files(here: Snet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryFile", full)
+    ran = here("compare", "a.h5", "-o", "out", "--methods", "delta")
+    assert (ran.code, "no temporary file can be made: No space left on device." in ran.err) == (5, True), ran.err
+    assert "set TMPDIR to another folder" in ran.err
+
+
+def test_a_description_of_standard_input_without_room(here: Snet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(tempfile, "TemporaryDirectory", full)
+    with Path("a.h5").open("rb") as stream:
+        monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=stream, isatty=lambda: False))
+        ran = here("info", "-")
+    assert (ran.code, "no temporary file can be made: No space left on device." in ran.err) == (5, True), ran.err
 
 
 def test_an_ensemble_of_which_nothing_is_left(here: Snet, monkeypatch: pytest.MonkeyPatch) -> None:

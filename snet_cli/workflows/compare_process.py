@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 import snet_cli
+from snet_cli.data.storage import no_scratch
 from snet_cli.evaluation.comparison import failed_row
 from snet_cli.workflows.compare_plan import Job
 from snet_cli.workflows.compare_store import Finished, load_finished
@@ -25,10 +26,15 @@ def run_isolated(job: Job, folder: Path, fingerprint: str, report: Reporter) -> 
 
     Whatever ends this (Ctrl-C), ends the process too. A process that leaves no row, because it was killed or has a bug,
     gives a row that says so and is not kept: it is tried again on `--resume`.
+
+    Raises
+    ------
+    OutputError
+        If there is no room for a temporary file.
     """
     command = [sys.executable, "-P", "-m", WORKER, str(folder), fingerprint]
     with (
-        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints,
+        _scratch() as complaints,
         subprocess.Popen(
             command,
             stdin=subprocess.DEVNULL,
@@ -55,6 +61,14 @@ def run_isolated(job: Job, folder: Path, fingerprint: str, report: Reporter) -> 
     if said.strip():
         report.detail(said.rstrip())
     return Finished(failed_row(job.method, job.case, _reason(code, said)))
+
+
+def _scratch() -> IO[str]:
+    """A file without a name, for what the process complains of: a pipe that nobody empties would stop it."""
+    try:
+        return tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+    except OSError as problem:
+        raise no_scratch(problem) from None
 
 
 def _search_path() -> str:
