@@ -10,12 +10,14 @@ import csv
 import errno
 import resource
 import socket
+import subprocess
 import sys
 import tempfile
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import filelock
 import h5py
 import numpy as np
 import pytest
@@ -155,8 +157,12 @@ def test_places_that_stop_being_writable_between_check_and_use(here: Snet, monke
     with raises(DataError, r"none\.h5: cannot be read: No such file"):
         compare._sum_of("none.h5")
 
-    def refuse(self: Path, **_: object) -> None:
-        raise OSError(errno.EROFS, "Read-only file system")
+    make = Path.mkdir
+
+    def refuse(self: Path, *args: Any, **options: Any) -> None:
+        if self.name == "out":
+            raise OSError(errno.EROFS, "Read-only file system")
+        make(self, *args, **options)
 
     monkeypatch.setattr(Path, "mkdir", refuse)
     ran = here("compare", "a.h5", "-o", "out", "--methods", "delta")
@@ -171,6 +177,29 @@ def test_a_comparison_without_room_for_temporary_files(here: Snet, monkeypatch: 
     ran = here("compare", "a.h5", "-o", "out", "--methods", "delta")
     assert (ran.code, "no temporary file can be made: No space left on device." in ran.err) == (5, True), ran.err
     assert "set TMPDIR to another folder" in ran.err
+
+
+def test_a_row_whose_process_cannot_be_started(here: Snet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError(errno.EAGAIN, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    ran = here("compare", "a.h5", "--test", "a.h5", "-o", "out", "--methods", "delta", "--json")
+    assert ran.code == 6, ran.err  # no method has a result
+    rows = {row["method"]: row for row in ran.json["rows"]}
+    assert rows["delta"]["message"] == ("failed: its process could not be started: Resource temporarily unavailable")
+    assert (rows["delta"]["status"], rows["hold"]["test_mse"] > 0) == ("failed", True)
+    assert not Path("out/runs/delta/row.json").exists()  # --resume tries it again
+
+
+def test_an_output_that_cannot_be_locked(here: Snet, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(self: object, **_: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(filelock.FileLock, "acquire", refuse)
+    ran = here("fit", "a.h5", "-o", "m.h5", "--method", "delta", "--order", 5, "--elements", 1)
+    assert (ran.code, "m.h5: cannot be locked: No space left on device." in ran.err) == (5, True), ran.err
+    assert not Path("m.h5").exists()
 
 
 def test_a_description_of_standard_input_without_room(here: Snet, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -271,7 +271,7 @@ class Fault:
         original = getattr(os, call)
 
         def wrapped(*args: Any, **options: Any) -> Any:
-            scratch = call == "open" and tempfile.gettempdir() in (args[0], os.path.dirname(args[0]))
+            scratch = call == "open" and {tempfile.gettempdir(), os.devnull} & {args[0], os.path.dirname(args[0])}
             if not scratch and (call != "open" or args[1] & (os.O_WRONLY | os.O_RDWR)):
                 self.left -= 1
                 if self.left == 0:
