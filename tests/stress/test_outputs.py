@@ -268,10 +268,10 @@ class Fault:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, call: str, n: int, number: int) -> None:
         self.left, self.fired = n, False
-        original = getattr(os, call)
+        original, places = getattr(os, call), {tempfile.gettempdir(), os.devnull}
 
         def wrapped(*args: Any, **options: Any) -> Any:
-            scratch = call == "open" and {tempfile.gettempdir(), os.devnull} & {args[0], os.path.dirname(args[0])}
+            scratch = call == "open" and places & {args[0], os.path.dirname(args[0])}
             if not scratch and (call != "open" or args[1] & (os.O_WRONLY | os.O_RDWR)):
                 self.left -= 1
                 if self.left == 0:
