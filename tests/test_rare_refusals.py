@@ -26,6 +26,7 @@ from pydantic import BaseModel
 
 from snet_cli.config.layers import Sources, resolve
 from snet_cli.data import guard
+from snet_cli.data.channel_spec import check_name
 from snet_cli.data.constants import known_constants
 from snet_cli.data.csv_rows import malformed
 from snet_cli.data.trajectory_file import load_trajectories, save_trajectories
@@ -94,6 +95,11 @@ def raises(error: type[Exception], message: str, hint: str = "") -> Any:
 def test_options_that_contradict_each_other(snet: Snet) -> None:
     ran = snet("simulate", "cascaded-tanks", "-o", "o.h5", "--set", "lowest=5", "--set", "highest=4")
     assert (ran.code, "lowest (5) is above highest (4)." in ran.err) == (2, True), ran.err
+
+
+def test_a_channel_without_a_name() -> None:
+    with raises(UsageError, "--states holds an empty name", "--states a,b"):
+        check_name("", "--states")
 
 
 def test_an_option_without_a_default() -> None:
