@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from snet_cli.data.content import open_content
 from snet_cli.data.signals import INTERSAMPLE, FourierInputs, Inputs, SampledInputs
 from snet_cli.data.storage import check_signature
+from snet_cli.data.tables import import_tables
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.trajectory_file import (
     decode_trajectories,
@@ -175,6 +176,18 @@ def test_other_floats_and_byte_orders_are_read(tmp_path: Path, kind: str) -> Non
     np.testing.assert_array_equal(loaded.trajectories.outputs[:, 0], data.outputs[:, 0].astype(kind))
     assert loaded.notes[0] == "no checksums: a damaged value in y_x would go unnoticed."
     assert check_trajectory_file(path) == ["'y_x' has no checksum (fletcher32)."]
+
+
+@pytest.mark.parametrize("kind", ["<f2", ">i4", "u1"])
+def test_integers_and_half_floats_are_refused_here_and_read_by_import(tmp_path: Path, kind: str) -> None:
+    """They cannot hold a missing value, or hardly a digit; tables promise no more than they hold."""
+    values = np.arange(54).astype(kind)
+    path = edited(tmp_path / "data.h5", lambda f: replace_values(f, "y_x", values))
+    with pytest.raises(DataError, match=rf"'y_x' has type {values.dtype.name}, expected float64 or float32"):
+        load_with_notes(path)
+    np.savez(tmp_path / "run.npz", t=np.arange(54.0), x=values)
+    imported, _ = import_tables([tmp_path / "run.npz"], states="x")
+    np.testing.assert_array_equal(imported.outputs[:, 0], np.arange(54.0))
 
 
 def test_people_may_correct_a_file_with_h5py(tmp_path: Path) -> None:

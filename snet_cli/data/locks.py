@@ -6,6 +6,7 @@ ids: a lock file that nobody holds is free, a temporary file that nobody holds i
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import os
@@ -22,13 +23,17 @@ TEMPORARY_PREFIX, TEMPORARY_SUFFIX = ".snet-", ".tmp"
 LOCK = ".snet-{name}.lock"
 """Lock file of an output, by a digest of its name; gone when the lock is released."""
 
+NO_LOCK_FILE = (errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EROFS, errno.EMFILE, errno.ENFILE)
+"""Errors that say nothing about locks, only that no file can be made here."""
+
 
 @contextmanager
 def output_lock(path: str | Path, label: str) -> Iterator[None]:
     """Inside, no other process holds the lock of this output; readers need none.
 
     The lock belongs to the open lock file, so that it ends with the process, however that ends. Where the file system
-    has no locks there is none.
+    has no locks there is none; where the lock file cannot be made for want of room or files, the output could not be
+    made either.
 
     Parameters
     ----------
@@ -39,7 +44,7 @@ def output_lock(path: str | Path, label: str) -> Iterator[None]:
     Raises
     ------
     OutputError
-        At once, if another process has it.
+        At once, if another process has it, or a lock file cannot be made.
     """
     from filelock import FileLock, Timeout  # 20 ms, which most commands need not wait for
 
@@ -53,7 +58,11 @@ def output_lock(path: str | Path, label: str) -> Iterator[None]:
         raise OutputError(
             f"{label}: is in use: another snet is writing it.", "Wait for it, or choose another name."
         ) from None
-    except (OSError, NotImplementedError):
+    except (OSError, NotImplementedError) as problem:
+        if isinstance(problem, OSError) and problem.errno in NO_LOCK_FILE:
+            raise OutputError(
+                f"{label}: cannot be locked: {problem.strerror}.", "Free some room, or choose another place."
+            ) from None
         yield
         return
     try:

@@ -292,6 +292,14 @@ def _write_beside(target: str, blocks: Sequence[bytes], force: bool, previous: s
     _sync_folder(folder)
 
 
+def no_scratch(problem: OSError) -> OutputError:
+    """The error where Python finds no room for a temporary file that is no output."""
+    return OutputError(
+        f"no temporary file can be made: {problem.strerror or problem}.",
+        "Free some room where temporary files lie, or set TMPDIR to another folder.",
+    )
+
+
 def _reserve(descriptor: int, size: int) -> None:
     """Reserve the room on the disk, where the file system can."""
     if size and hasattr(os, "posix_fallocate"):

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import IO
 
 import snet_cli
+from snet_cli.data.storage import no_scratch
 from snet_cli.evaluation.comparison import failed_row
 from snet_cli.workflows.compare_plan import Job
 from snet_cli.workflows.compare_store import Finished, load_finished
@@ -23,30 +24,31 @@ WORKER = "snet_cli.workflows.compare_worker"
 def run_isolated(job: Job, folder: Path, fingerprint: str, report: Reporter) -> Finished:
     """Start the process, pass on what it says, and read the row it leaves.
 
-    Whatever ends this (Ctrl-C), ends the process too. A process that leaves no row, because it was killed or has a bug,
-    gives a row that says so and is not kept: it is tried again on `--resume`.
+    Whatever ends this (Ctrl-C), ends the process too. A process that leaves no row, because it never began, was
+    killed or has a bug, gives a row that says so and is not kept: it is tried again on `--resume`.
+
+    Raises
+    ------
+    OutputError
+        If there is no room for a temporary file.
     """
     command = [sys.executable, "-P", "-m", WORKER, str(folder), fingerprint]
-    with (
-        tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace") as complaints,
-        subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            stderr=complaints,
-            text=True,
-            encoding="utf-8",
-            env={**os.environ, "PYTHONPATH": _search_path()},
-            start_new_session=True,
-        ) as process,
-    ):
+    with _scratch() as complaints:
         try:
-            assert process.stdout is not None
-            _pass_on(process.stdout, job, report)
-            code = process.wait()
-        except BaseException:
-            process.kill()
-            raise
+            process = subprocess.Popen(
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.PIPE,
+                stderr=complaints,
+                text=True,
+                encoding="utf-8",
+                env={**os.environ, "PYTHONPATH": _search_path()},
+                start_new_session=True,
+            )
+        except OSError as problem:  # no more processes, memory or files are to be had
+            reason = f"its process could not be started: {problem.strerror or problem}"
+            return Finished(failed_row(job.method, job.case, reason))
+        code = _followed(process, job, report)
         complaints.seek(0)
         said = complaints.read()
     finished = load_finished(folder, fingerprint)
@@ -55,6 +57,26 @@ def run_isolated(job: Job, folder: Path, fingerprint: str, report: Reporter) -> 
     if said.strip():
         report.detail(said.rstrip())
     return Finished(failed_row(job.method, job.case, _reason(code, said)))
+
+
+def _followed(process: subprocess.Popen[str], job: Job, report: Reporter) -> int:
+    """The exit code of the process, once everything that it says is passed on."""
+    with process:
+        try:
+            assert process.stdout is not None
+            _pass_on(process.stdout, job, report)
+            return process.wait()
+        except BaseException:
+            process.kill()
+            raise
+
+
+def _scratch() -> IO[str]:
+    """A file without a name, for what the process complains of: a pipe that nobody empties would stop it."""
+    try:
+        return tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
+    except OSError as problem:
+        raise no_scratch(problem) from None
 
 
 def _search_path() -> str:

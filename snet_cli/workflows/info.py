@@ -8,7 +8,7 @@ import tempfile
 from typing import Any
 
 from snet_cli.data.checkpoint_file import check_checkpoint_file, describe_checkpoint_file
-from snet_cli.data.storage import MAX_BYTES, read_image
+from snet_cli.data.storage import MAX_BYTES, no_scratch, read_image
 from snet_cli.data.trajectory_layout import CHECKPOINT_FORMAT
 from snet_cli.data.trajectory_summary import check_trajectory_file, describe_trajectory_file
 from snet_cli.errors import CheckpointError, DataError, SnetError
@@ -30,13 +30,19 @@ def info(file: str, *, check: bool = False, max_bytes: int = MAX_BYTES) -> dict[
     ------
     DataError, CheckpointError
         If the file cannot be read.
+    OutputError
+        If there is no room for a temporary file, which standard input needs.
     """
     if file == "-":
-        with tempfile.TemporaryDirectory() as folder:
-            path = os.path.join(folder, "standard input")
-            with open(path, "wb") as stream:
-                stream.write(read_image("-", max_bytes))
-            return {**info(path, check=check, max_bytes=max_bytes), "file": "-"}
+        image = read_image("-", max_bytes)
+        try:
+            with tempfile.TemporaryDirectory() as folder:
+                path = os.path.join(folder, "standard input")
+                with open(path, "wb") as stream:
+                    stream.write(image)
+                return {**info(path, check=check, max_bytes=max_bytes), "file": "-"}
+        except OSError as problem:
+            raise no_scratch(problem) from None
     if _looks_like_checkpoint(file):
         described = describe_checkpoint_file(file, max_bytes=max_bytes)
         problems = check_checkpoint_file(file, max_bytes=max_bytes) if check else []

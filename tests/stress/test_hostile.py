@@ -19,7 +19,7 @@ import pytest
 from snet_cli.cli.main import main
 from snet_cli.data.checkpoint_file import save_checkpoint
 from snet_cli.data.trajectory_file import save_trajectories
-from tests.children import run_child
+from tests.children import Ended, run_child
 from tests.command import Snet
 from tests.sample_files import edited, sample_checkpoint
 from tests.stress.test_outputs import FIT
@@ -33,7 +33,7 @@ MATLAB_HEAD = b"MATLAB 7.3 MAT-file".ljust(124) + b"\x00\x02IM"
 Make = Callable[[], None]
 
 
-def require_refused(words: tuple[object, ...], codes: tuple[int, ...], message: str = "") -> None:
+def require_refused(words: tuple[object, ...], codes: tuple[int, ...], message: str = "") -> Ended:
     """One of the exit codes, in the time and the memory that a refusal may take."""
     ended = run_child(words, limit=120.0)
     assert ended.code in codes, (words, ended.code, ended.said)
@@ -42,6 +42,7 @@ def require_refused(words: tuple[object, ...], codes: tuple[int, ...], message: 
     assert len(ended.said.splitlines()) <= 2
     assert ended.grew_mb < MEGABYTES, (words, ended.grew_mb)
     assert ended.seconds < SECONDS or os.getloadavg()[0] > 2 * (os.cpu_count() or 1), (words, ended.seconds)
+    return ended
 
 
 @pytest.fixture(scope="module")
@@ -79,22 +80,31 @@ COMMANDS: list[tuple[tuple[object, ...], int]] = [
 
 @pytest.mark.parametrize(("words", "code"), COMMANDS, ids=lambda value: str(value)[:40])
 def test_the_hostile_set_is_refused_by_every_command(
-    warm: Snet, tmp_path: Path, words: tuple[object, ...], code: int
+    warm: Snet, tmp_path: Path, words: tuple[object, ...], code: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    _try_all(HOSTILE, words, code, tmp_path)
+    ended = _try_all(HOSTILE, words, code, tmp_path)
+    with capsys.disabled():
+        print(f"\n{words[0]}: {_worst(ended)}")
 
 
 def test_a_part_of_the_hostile_set_is_refused_by_info(warm: Snet, tmp_path: Path) -> None:
     _try_all(HOSTILE[::7], ("info", "bad.h5"), 3, tmp_path)
 
 
-def _try_all(hostile: list[Any], words: tuple[object, ...], code: int, tmp_path: Path) -> None:
+def _worst(ended: list[Ended]) -> str:
+    slowest, largest = max(one.seconds for one in ended), max(one.grew_mb for one in ended)
+    return f"{len(ended)} files refused in at most {slowest:.2f} s and {largest:.0f} MB"
+
+
+def _try_all(hostile: list[Any], words: tuple[object, ...], code: int, tmp_path: Path) -> list[Ended]:
+    ended = []
     for change, message in hostile:
         if "bad.h5" in words[:2] and words[0] == "evaluate":
             _hostile_checkpoint(change)
         else:
             edited(tmp_path / "bad.h5", change)
-        require_refused(words, (code,), message if "y_x" not in message else "")
+        ended.append(require_refused(words, (code,), message if "y_x" not in message else ""))
+    return ended
 
 
 def _hostile_checkpoint(change: Callable[[h5py.File], Any]) -> None:
@@ -119,11 +129,15 @@ def test_hostile_matlab_files_are_refused(warm: Snet) -> None:
 
 
 @pytest.mark.stress
-def test_a_million_groups_are_refused(warm: Snet) -> None:
+def test_a_million_groups_are_refused_by_every_command(warm: Snet, capsys: pytest.CaptureFixture[str]) -> None:
     with h5py.File("bad.h5", "w", libver="latest") as file:
         for number in range(1_000_000):
             h5py.h5g.create(file.id, str(number).encode())
-    require_refused(("info", "bad.h5"), (3,), "holds more than 10000 objects")
+    ended = []
+    for words, code in (case.values for case in COMMANDS):  # type: ignore[attr-defined]
+        ended.append(require_refused(words, (code,), "holds more than 10000 objects"))
+    with capsys.disabled():
+        print(f"\na million groups: {_worst(ended)}")
 
 
 def _bombs() -> dict[str, tuple[bytes, tuple[object, ...], int, str]]:
@@ -225,19 +239,48 @@ def test_a_locale_without_characters_is_no_traceback(tmp_path: Path) -> None:
         assert b"Traceback" not in ran.stderr
 
 
-@pytest.mark.stress
-@pytest.mark.parametrize("gigabytes", [0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0])
-def test_a_limit_on_address_space_is_an_error_and_never_a_kill(warm: Snet, gigabytes: float) -> None:
-    """Commands in processes of their own, small ones and one that needs more than the smaller limits leave."""
+LARGE = ("simulate", "vehicle", "--trajectories", 8000, "-o", "large.h5", "-f")
+
+WIDE = ("--method", "delta", "--set", "model.hidden=[2048,512]", "--order", 5, "--elements", 1, "--iterations", 2)
+
+LIMITED: dict[str, tuple[object, ...]] = {
+    "info": ("info", "good.h5"),
+    "fit": ("fit", "good.h5", *FIT[2:], "o.h5", "-f"),
+    "simulate": LARGE,
+    "fit of 48000 rows": ("fit", "wide.h5", *WIDE, "-o", "o.h5", "-f"),
+    "import": ("import", "wide.csv", "-o", "o.h5", "-f", "--states", "x"),
+    "evaluate": ("evaluate", "model.h5", "good.h5"),
+}
+
+
+@pytest.mark.parametrize(
+    ("gigabytes", "commands"),
+    [
+        (0.2, ["info", "fit"]),
+        *(
+            pytest.param(limit, list(LIMITED), marks=pytest.mark.stress)
+            for limit in (0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0, 4.0)
+        ),
+    ],
+)
+def test_a_limit_on_address_space_is_an_error_and_never_a_kill(
+    warm: Snet, gigabytes: float, commands: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Commands in processes of their own, small ones and some that need more than the smaller limits leave."""
 
     def limited() -> None:
         resource.setrlimit(resource.RLIMIT_AS, (int(gigabytes * 1e9),) * 2)
 
-    large = ("simulate", "vehicle", "--trajectories", 8000, "-o", "large.h5", "-f")
-    fit = ("fit", "good.h5", *FIT[2:], "o.h5", "-f")
-    for words in (("info", "good.h5"), fit, large, ("evaluate", "model.h5", "good.h5")):
-        line = [sys.executable, "-m", "snet_cli", *map(str, words)]
+    if "import" in commands:
+        save_trajectories("wide.h5", spirals(2400, 20))
+        Path("wide.csv").write_text("t,x\n" + "".join(f"{row},1.5\n" for row in range(2_000_000)))
+    codes = {}
+    for name in commands:
+        line = [sys.executable, "-m", "snet_cli", *map(str, LIMITED[name])]
         ran = subprocess.run(line, capture_output=True, text=True, preexec_fn=limited, timeout=300)
-        assert ran.returncode in (0, 2, 6), (words, ran.stderr)
+        assert ran.returncode in (0, 2, 6), (name, ran.stderr)
         assert "Traceback" not in ran.stderr
         assert ran.returncode == 0 or "memory" in ran.stderr or "address space" in ran.stderr, ran.stderr
+        codes[name] = ran.returncode
+    with capsys.disabled():
+        print(f"\n{gigabytes} GB: exit codes {codes}")
