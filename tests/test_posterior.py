@@ -15,7 +15,7 @@ from snet_cli.data.checkpoint_file import load_checkpoint, save_checkpoint
 from snet_cli.data.posterior import HALF_WIDTH, read_posterior
 from snet_cli.data.trajectory_file import load_trajectories, save_trajectories
 from snet_cli.models.ensemble import Ensemble
-from snet_cli.training.posterior import _correlation_time, _factor, fits_memory
+from snet_cli.training.posterior import _Spectrum, fits_memory
 from snet_cli.training.theta_jacobian import theta_jacobian
 from tests.shooting_cases import Driven
 
@@ -101,6 +101,7 @@ def test_half_widths_are_those_of_least_squares_on_the_rollout(swing, snet, data
     assert (np.abs(estimate - oracle.x[:3]) < 0.2 * expected).all()
     assert told["effective"] == pytest.approx(3.0, abs=0.01)
     assert told["values"] == [160, 160]
+    assert told["dispersion"] == pytest.approx(1.0, abs=0.3)  # its errors are noise
 
 
 def test_info_tells_scalar_parameters_with_half_widths(swing, snet):
@@ -137,6 +138,31 @@ def test_bands_of_the_program(swing, snet):
     assert other["channels"] != bands["channels"]
 
 
+ROUGH = SWING.replace("self.rates[0] * v ", "self.rates[0] * v * v.abs() ").replace("Swing", "Rough")
+"""A pendulum in air instead of oil: no numbers of it follow exact data."""
+
+
+def test_bands_hold_the_error_of_a_model_that_is_wrong(swing, snet):
+    Path("rough.py").write_text(ROUGH)
+    simulate = ("simulate", "pendulum", "-f", "--trajectories", "20", "--samples", "60", "--horizon", "6")
+    assert snet(*simulate, "-o", "exact.h5", "--seed", "5", "--set", "g=2.0").code == 0
+    ran = snet("fit", "exact.h5", "-o", "rough.h5", "-f", "--model", "rough.py:Rough", *MESH)
+    assert ran.code == 0, ran.err
+    told = snet("info", "rough.h5", "--json").json["confidence"]
+    # 2400 values tell three numbers: without a dispersion the bands are a tenth as wide
+    assert told["dispersion"] > 30
+    g, _, gain = told["parameters"]
+    assert abs(g["estimate"] - 2.0) < g["half_width"]
+    assert abs(gain["estimate"] - 1.0) < gain["half_width"]
+    ran = snet("evaluate", "rough.h5", "exact.h5", "--model", "rough.py:Rough", "--bands", "--json")
+    channels, bands = ran.json["channels"], ran.json["bands"]["channels"]
+    for name in ("theta", "omega"):
+        # of equal variance over all values; the mean of a width that varies is less than its root mean square
+        assert 0.5 < bands[name]["mean_width"] / (2 * HALF_WIDTH) / channels[name]["rmse"] < 1.2
+    # the band has the size of the error, not its shape
+    assert 0.7 < ran.json["bands"]["coverage"] < 1.0
+
+
 def test_without_truth_bands_of_measurements_are_judged(swing, snet):
     save_trajectories("noisy.h5", replace(load_trajectories("a.h5"), truth=None), force=True)
     ran = snet("evaluate", "m.h5", "noisy.h5", "--model", "swing.py:Swing", "--bands", "--json")
@@ -165,6 +191,7 @@ def test_a_model_without_confidence_says_how_to_get_it(swing, snet):
         ("factor", lambda a: a * np.nan, "'posterior/factor' holds values that no factor can have"),
         ("sizes", lambda a: a[:-1], "'posterior/sizes' does not give every parameter its size"),
         ("noise_std", lambda a: -a, "'posterior/noise_std' holds values that no noise_std can have"),
+        ("dispersion", lambda a: 0.5 * a, "'posterior/dispersion' holds values that no dispersion can have"),
         ("deviation", None, "there is no 'posterior/deviation'"),
         ("values", lambda a: a[None], "'posterior/values' has type int64 and shape (1, 2), expected a plain list"),
     ],
@@ -210,27 +237,18 @@ def test_a_network_has_no_named_parameters(swing, snet):
 def test_what_rounding_hides_has_the_prior():
     rng = np.random.default_rng(0)
     slopes, prior = rng.standard_normal((4, 6)) * 1e9, rng.uniform(1, 5, 6)  # 4 equations for 6 numbers
-    factor, covariance = _factor(slopes.T @ slopes, prior)
+    spectrum = _Spectrum.of(slopes.T @ slopes, prior)
+    factor = spectrum.factor(1.0)
     assert (np.triu(factor, 1) == 0).all()
     assert (np.diagonal(factor) > 0).all()
     _, _, directions = np.linalg.svd(slopes * prior)
     for open_direction in directions[4:]:  # in units of the prior: standard deviation 1 along what is not determined
-        along = open_direction / prior
-        assert along @ covariance @ along == pytest.approx(1.0, rel=1e-6)
+        # the determined directions are 1e9 times as stiff: what rounding mixes of them in is less than 1e-5
+        assert np.sum(np.linalg.solve(factor, open_direction / prior) ** 2) == pytest.approx(1.0, rel=1e-5)
+    inverse = np.linalg.solve(factor, np.eye(6))
+    np.testing.assert_allclose(spectrum.deviation(1.0), np.sqrt((inverse**2).sum(0)), rtol=1e-5)
     draws = np.linalg.solve(factor.T, rng.standard_normal((6, 40_000)))
     assert (directions[4] / prior) @ np.cov(draws) @ (directions[4] / prior) == pytest.approx(1.0, rel=0.05)
-
-
-def test_errors_that_repeat_each_other_count_once():
-    rng = np.random.default_rng(0)
-    owner = np.repeat(np.arange(20), 500)
-    white = rng.standard_normal(owner.size)
-    assert _correlation_time(white, owner) == 1.0
-    smooth = np.empty_like(white)
-    for k, value in enumerate(white):  # x_k = 0.8 x_{k-1} + e: τ = (1 + 0.8) / (1 - 0.8) = 9
-        smooth[k] = value + (0.8 * smooth[k - 1] if k % 500 else 0.0)
-    assert _correlation_time(smooth, owner) == pytest.approx(9.0, rel=0.4)  # of 10 000 values: ± 1.2
-    assert _correlation_time(np.zeros(9), np.zeros(9, np.int64)) == 1.0
 
 
 class Branching(Driven):

@@ -14,13 +14,13 @@ positive semidefinite whatever γ is. Where x(t0) is free, A holds it, and dX/d�
 
 Noise. σ is what the file states, but at least what the fit leaves: √(Σ e² / (K (1 - q / K_all))), q the numbers that
 the data determines, ``effective`` below and the free x(t0). What a model cannot follow is no noise: its errors are
-smooth in time. Then neighbouring errors say the same, and each counts as the 1/τ-th part of an observation,
-τ = 1 + 2 Σ ρ_k the autocorrelation time of an output's errors (its window by Sokal 1997, sec. 3), where ρ_1 is
-significant. So bands do not shrink to nothing for exact data, where the misfit is discretisation and model error.
+smooth in time. Neighbours that say the same count once, and as no number of observations makes such an error smaller,
+the information is divided by a dispersion φ that gives the bands its size (`discrepancy`). So bands do not shrink to
+nothing for exact data, where the misfit is the error of the model, of its training and of the discretisation.
 
 Prior. What the data does not determine would otherwise be known exactly or not at all. Each number of θ has the prior
 N(estimate, s²), s the root mean square of its tensor and at least 1, the standard deviation that ν of the fit
-stands for as well. Posterior: N(estimate, (information + diag(s)⁻²)⁻¹), the Laplace approximation with the
+stands for as well. Posterior: N(estimate, (information / φ + diag(s)⁻²)⁻¹), the Laplace approximation with the
 Gauss-Newton matrix (MacKay 1992); forecasts have to be linear in θ to mean it (`forecasting.ensemble`).
 """
 
@@ -34,10 +34,11 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from snet_cli.data.posterior import Posterior
-from snet_cli.distributed import ALONE, Team
+from snet_cli.distributed import Team
 from snet_cli.models.base import Model
 from snet_cli.training.arrow import ArrowProblem
 from snet_cli.training.block_solver import BlockFactor
+from snet_cli.training.discrepancy import determined, dispersion, error_pattern
 from snet_cli.training.relaxed import RelaxedProblem
 from snet_cli.training.state_jacobian import state_jacobian
 from snet_cli.training.theta_jacobian import theta_jacobian
@@ -62,9 +63,6 @@ CHUNK_SAMPLES = 256
 
 SETTLING_STEPS = 8
 """Most Newton steps of X towards its minimum for the θ that was kept, which need not be that of the last iteration."""
-
-SOKAL = 5.0
-"""Lags that are summed, in autocorrelation times."""
 
 
 class _Likelihood(NamedTuple):
@@ -106,31 +104,33 @@ def posterior_of(arrow: ArrowProblem, nodes: Tensor, gamma: float, stated: Float
     if team.any(not bool(torch.isfinite(nodes).all()))[0] or values.max() == 0:
         return None
     prior = _prior_std(arrow.parameters)
-    correlation = correlation_times(problem.relaxed, nodes, team)
+    pattern = error_pattern(problem.relaxed, nodes, team)
     (starts,) = team.total(float((~problem.relaxed.known_start).sum()))
-    noise = _noise_std(problem, 0.0)
+    noise, left = _noise_std(problem, 0.0)
     for _ in range(2):  # the degrees of freedom depend on the information, and that on the noise
-        information = _information(problem, noise * np.sqrt(correlation))
+        information = _information(problem, noise * np.sqrt(pattern.correlation))
         if information is None:
             return None
-        factor, covariance = _factor(information, prior)
-        effective = float(np.clip(np.sum(information * covariance), 0.0, len(prior)))
-        refined = _noise_std(problem, effective + starts)
+        spectrum = _Spectrum.of(information, prior)
+        refined, left = _noise_std(problem, determined(spectrum.values, 1.0) + starts)
         close = np.allclose(refined, noise, rtol=1e-2, atol=0.0)
         noise = refined
         if close:
             break
+    repeated = values * pattern.share * (left / noise) ** 2 / pattern.correlation
+    phi = dispersion(spectrum.values, float(repeated.sum()))
     named = list(arrow.model.named_parameters())
     return Posterior(
         tuple(name for name, _ in named),
         tuple(p.numel() for _, p in named),
-        factor,
-        np.sqrt(np.diagonal(covariance)),
+        spectrum.factor(phi),
+        spectrum.deviation(phi),
         prior,
         noise,
-        correlation,
+        pattern.correlation,
         values,
-        effective,
+        determined(spectrum.values, phi),
+        phi,
     )
 
 
@@ -203,23 +203,38 @@ def _add_squares(total: Tensor, part: RelaxedProblem, slope: Tensor, weight: Ten
         total += errors.T @ errors
 
 
-def _factor(information: FloatArray, prior: FloatArray) -> tuple[FloatArray, FloatArray]:
-    """L and (L Lᵀ)⁻¹ of information + diag(prior)⁻².
+class _Spectrum(NamedTuple):
+    """V Λ Vᵀ, the information in units of the prior: Λ (N_θ,), V (N_θ, N_θ), and the prior (N_θ,).
 
-    In units of the prior the matrix is 1 plus a semidefinite one. Its eigenvalues below the rounding of the largest
-    carry no information: they are set to 0, and those directions have the prior alone.
+    The posterior precision there is 1 + Λ/φ.
     """
-    scaled = information * prior[:, None] * prior
-    square, directions = np.linalg.eigh(0.5 * (scaled + scaled.T))
-    rounding = len(prior) * np.finfo(np.float64).eps * max(float(square[-1]), 0.0)
-    square = np.where(square > rounding, square, 0.0)
-    # L of V (1 + Λ) Vᵀ by orthogonal triangularisation: the matrix itself is never formed again
-    upper = np.asarray(np.linalg.qr((directions * np.sqrt(1.0 + square)).T, mode="r"))
-    sign = np.where(np.diagonal(upper) < 0, -1.0, 1.0)
-    factor: FloatArray = np.transpose(upper * sign[:, None]) / prior[:, None]
-    scaled_directions = directions * prior[:, None]
-    covariance = (scaled_directions / (1.0 + square)) @ scaled_directions.T
-    return factor, covariance
+
+    values: FloatArray
+    directions: FloatArray
+    prior: FloatArray
+
+    @classmethod
+    def of(cls, information: FloatArray, prior: FloatArray) -> _Spectrum:
+        """Eigenvalues below the rounding of the largest carry no information: they are 0, the prior alone is there."""
+        scaled = information * prior[:, None] * prior
+        values, directions = np.linalg.eigh(0.5 * (scaled + scaled.T))
+        rounding = len(prior) * np.finfo(np.float64).eps * max(float(values[-1]), 0.0)
+        return cls(np.where(values > rounding, values, 0.0), directions, prior)
+
+    def factor(self, phi: float) -> FloatArray:
+        """L of L Lᵀ = information / φ + diag(prior)⁻², lower triangular.
+
+        Of V (1 + Λ/φ) Vᵀ by orthogonal triangularisation: the matrix itself is never formed again.
+        """
+        upper = np.asarray(np.linalg.qr((self.directions * np.sqrt(1.0 + self.values / phi)).T, mode="r"))
+        sign = np.where(np.diagonal(upper) < 0, -1.0, 1.0)
+        lower: FloatArray = np.transpose(upper * sign[:, None]) / self.prior[:, None]
+        return lower
+
+    def deviation(self, phi: float) -> FloatArray:
+        """√ of the diagonal of (L Lᵀ)⁻¹."""
+        found: FloatArray = self.prior * np.sqrt((self.directions**2 / (1.0 + self.values / phi)).sum(1))
+        return found
 
 
 def _prior_std(parameters: list[torch.nn.Parameter]) -> FloatArray:
@@ -233,8 +248,11 @@ def _values(relaxed: RelaxedProblem, team: Team) -> NDArray[np.int64]:
     return values.cpu().numpy().astype(np.int64)
 
 
-def _noise_std(problem: _Likelihood, freedom: float) -> FloatArray:
-    """σ of each output: as stated, but at least what the errors say with `freedom` numbers fitted to all values."""
+def _noise_std(problem: _Likelihood, freedom: float) -> tuple[FloatArray, FloatArray]:
+    """σ of each output, and what the errors say alone with `freedom` numbers fitted to all values.
+
+    σ is what is stated, but at least that.
+    """
     seen = problem.relaxed.observed
     error = problem.relaxed.error(problem.nodes)
     sums = problem.team.sum((seen.weight * error**2).sum(0), (seen.weight * (error + seen.values) ** 2).sum(0))
@@ -243,38 +261,4 @@ def _noise_std(problem: _Likelihood, freedom: float) -> FloatArray:
     left = max(1.0 - freedom / values.sum(), 1.0 / values.sum())
     floor = np.finfo(np.float64).eps * np.sqrt(size / values) + np.finfo(np.float64).tiny ** 0.5
     estimated = np.sqrt(square / (values * left))
-    return np.maximum(np.fmax(estimated, problem.stated), floor)
-
-
-def correlation_times(relaxed: RelaxedProblem, nodes: Tensor, team: Team = ALONE) -> FloatArray:
-    """τ of each output's errors in samples, shape (d,), at least 1; 1 where ρ_1 could be chance.
-
-    Lags count samples of one trajectory that both hold a value.
-    """
-    seen = relaxed.observed
-    error = team.gather(seen.weight.sqrt() * relaxed.error(nodes)).cpu().numpy()
-    held = team.gather(seen.weight).cpu().numpy() > 0
-    owner = team.gather(seen.trajectory + team.before(relaxed.trajectories)).cpu().numpy()
-    return np.array([_correlation_time(error[held[:, i], i], owner[held[:, i]]) for i in range(error.shape[1])])
-
-
-def _correlation_time(error: FloatArray, owner: NDArray[np.int64]) -> float:
-    """τ = 1 + 2 Σ ρ_k, the sum ending at the first lag beyond `SOKAL` τ."""
-    square = float(error @ error)
-    if error.size < 3 or square == 0.0:
-        return 1.0
-    longest = int(np.bincount(owner).max()) - 1
-    tau = 1.0
-    for lag in range(1, longest + 1):
-        together = owner[lag:] == owner[:-lag]
-        pairs = int(together.sum())
-        if pairs == 0:
-            break
-        # as a part of all values, not of the pairs: long lags of short trajectories must not weigh more than they are
-        rho = float((error[lag:] * error[:-lag])[together].sum()) / square
-        if lag == 1 and rho < 2.0 / np.sqrt(pairs):
-            return 1.0
-        tau += 2.0 * rho
-        if lag >= SOKAL * tau:
-            break
-    return max(tau, 1.0)
+    return np.maximum(np.fmax(estimated, problem.stated), floor), estimated
