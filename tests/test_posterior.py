@@ -223,7 +223,7 @@ def test_more_weights_than_memory_for_them_are_left_out(swing, snet, monkeypatch
 
 
 def test_a_network_has_no_named_parameters(swing, snet):
-    ran = snet("fit", "a.h5", "-o", "net.h5", "-f", *MESH, "--iterations", "2", "--set", "model.hidden=[3]")
+    ran = snet("fit", "a.h5", "-o", "net.h5", "-f", *MESH, "--iterations", "15", "--set", "model.hidden=[3]")
     assert ran.code == 0, ran.err
     told = snet("info", "net.h5", "--json").json["confidence"]
     assert told["parameters"] == []

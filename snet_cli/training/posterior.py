@@ -192,15 +192,21 @@ def _information(problem: _Likelihood, noise: FloatArray) -> FloatArray | None:
 
 
 def _add_squares(total: Tensor, part: RelaxedProblem, slope: Tensor, weight: Tensor) -> None:
-    """Add (de/dθ)ᵀ W (de/dθ) of a batch to `total`, from dX/dθ (N, P n, N_θ), whatever its sign."""
-    seen, n = part.observed, part.scale.numel()
-    slope = slope.view(slope.shape[0], -1, n, slope.shape[2])  # (N, P, n, N_θ)
+    """Add (de/dθ)ᵀ W (de/dθ) of a batch to `total`, from dX/dθ (N, P n, N_θ), whatever its sign.
+
+    An element has far more values than node values, so that its samples are summed first: with e = C (rows X), the sum
+    over them is dX/dθᵀ H dX/dθ, H = Σ_k Σ_d w_kd rows_k rows_kᵀ ⊗ C_d C_dᵀ, four times less work for 100 samples at
+    order 24.
+    """
+    seen, C = part.observed, part.observation
+    squares = slope.new_zeros(slope.shape[0], C.shape[0], seen.rows.shape[1], seen.rows.shape[1])
     for begin in range(0, seen.element.numel(), CHUNK_SAMPLES):
-        rows = slice(begin, begin + CHUNK_SAMPLES)
-        at_samples = torch.einsum("kp,kpnt->knt", seen.rows[rows], slope[seen.element[rows]])
-        errors = torch.einsum("dn,knt->kdt", part.observation, at_samples)
-        errors = (errors * (seen.weight[rows] * weight).sqrt()[:, :, None]).flatten(0, 1)
-        total += errors.T @ errors
+        chosen = slice(begin, begin + CHUNK_SAMPLES)
+        rows, weights = seen.rows[chosen], seen.weight[chosen] * weight
+        weighted = weights[:, :, None] * rows[:, None, :]
+        squares.index_add_(0, seen.element[chosen], weighted[..., None] * rows[:, None, None, :])
+    H = torch.einsum("edpq,dn,dm->epnqm", squares, C, C).flatten(3).flatten(1, 2)
+    total += slope.flatten(0, 1).T @ (H @ slope).flatten(0, 1)
 
 
 class _Spectrum(NamedTuple):
