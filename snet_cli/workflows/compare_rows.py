@@ -17,6 +17,7 @@ from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.trajectory_file import load_with_notes
 from snet_cli.errors import SnetError
 from snet_cli.evaluation.comparison import ComparisonRow, failed_row
+from snet_cli.integration import Tolerances
 from snet_cli.models.user import read_source
 from snet_cli.training.loop import FitResult, Progress, run
 from snet_cli.training.options import FitOptions
@@ -34,6 +35,9 @@ from snet_cli.workflows.train_one import checkpoint_of, finite, limits_of, set_u
 from snet_cli.workflows.trained_model import TrainedModel, from_checkpoint
 from snet_cli.workflows.training_plan import Ingredients, Training
 from snet_cli.workflows.training_setup import Setup
+
+TRACKED = Tolerances(rtol=1e-6, atol=1e-8)
+"""Of the rollouts while a method trains: a learning curve needs no more, and there are dozens of them."""
 
 
 def make_row(job: Job, folder: Path, fingerprint: str, report: Reporter) -> Finished:
@@ -135,7 +139,7 @@ def _train(
 
     def score() -> RolloutScore:
         now = with_estimates(setup, training).trained
-        return rollout_score(now, data.train, device, Silent(), job.seconds.track)
+        return rollout_score(now, data.train, device, Silent(), job.seconds.track, tolerances=TRACKED)
 
     def each(progress: Progress) -> None:
         report.progress(tick_of(progress, limits))

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.distributed import ALONE, Team
 from snet_cli.forecasting.rollout import Forecast, rollout
+from snet_cli.integration import Tolerances
 from snet_cli.spectral.mesh import Mesh
 from snet_cli.spectral.refinement import prolong, raise_order
 from snet_cli.training.loop import FitResult
@@ -34,6 +35,9 @@ from snet_cli.workflows.training_plan import Training
 from snet_cli.workflows.training_setup import Setup
 
 FloatArray = NDArray[np.float64]
+
+FORECAST = Tolerances()
+"""Those of any forecast."""
 
 STOPPED_SECONDS = 0.3
 """Time that is left for a rollout once the user asks to stop: the model is written, its score can wait."""
@@ -82,6 +86,7 @@ def rollout_score(
     report: Reporter,
     seconds: float,
     team: Team = ALONE,
+    tolerances: Tolerances = FORECAST,
 ) -> RolloutScore:
     """Forecast every trajectory from its start over its whole recording, and score it.
 
@@ -92,6 +97,8 @@ def rollout_score(
         still under way then count as not having reached their end.
     team : Team
         The processes that share the forecasts.
+    tolerances : Tolerances
+        Its `rtol` and `atol`.
     """
     end, asked = time.perf_counter() + seconds, False
 
@@ -101,7 +108,14 @@ def rollout_score(
             end, asked = min(end, time.perf_counter() + STOPPED_SECONDS), True
         return time.perf_counter() > end
 
-    forecast = rollout(trained.forecast_model(device), data, should_stop=time_is_up, team=team)
+    forecast = rollout(
+        trained.forecast_model(device),
+        data,
+        rtol=tolerances.rtol,
+        atol=tolerances.atol,
+        should_stop=time_is_up,
+        team=team,
+    )
     if forecast.diverged:
         late = " (its time was up)" if time.perf_counter() > end else ""
         report.note(
