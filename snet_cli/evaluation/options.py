@@ -36,7 +36,9 @@ class EvaluateOptions(BaseModel):
     integrator: Literal["dopri5", "euler"] = Field(
         default="dopri5", description="dopri5: adaptive, each trajectory its own step; euler: one step per sample."
     )
-    rtol: Tolerance = Field(default=1e-9, description="Relative tolerance of dopri5.")
+    rtol: Tolerance = Field(
+        default=1e-9, description="Relative tolerance of dopri5; not below 1.2e-7 where the network is float32."
+    )
     atol: Tolerance = Field(default=1e-11, description="Absolute tolerance of dopri5, times each state's scale.")
     relaxed: bool = Field(
         default=False,

@@ -53,6 +53,8 @@ class ForecastModel:
     device : torch.device
     lag_inputs : mapping of int to int
         State i is the lagged input j (``input_lag``): its row of f depends on itself and u alone.
+    rounding : float
+        Relative rounding of f: steps cannot be held to less.
     """
 
     derivative: Derivative
@@ -67,6 +69,7 @@ class ForecastModel:
     start: FloatArray
     device: torch.device
     lag_inputs: Mapping[int, int] | None = None
+    rounding: float = 0.0
 
     @property
     def unit(self) -> FloatArray:

@@ -111,6 +111,10 @@ class Forecast:
         return np.where(counts[:, None], self.trajectories.outputs - values, np.nan)
 
 
+ATOL_SHARE = 1e-2
+"""Least `atol` of a network in single precision, relative to the least `rtol`, which is its rounding."""
+
+
 def mean_square(errors: FloatArray) -> float | None:
     """Mean of the squares of all values that are not NaN; None where there is none or it is not finite."""
     values = errors[np.isfinite(errors)]
@@ -146,7 +150,7 @@ def rollout(
         Samples that start a forecast, unscored; by default what the data says, trajectory by trajectory.
     integrator : {"dopri5", "euler"}
     rtol, atol : float
-        `atol` is relative to each state's training range.
+        `atol` is relative to each state's training range. Not below what f rounds to.
     should_stop : callable, optional
         Asked after every step; what is still in flight then ends as "budget".
     team : Team
@@ -164,7 +168,7 @@ def rollout(
         model,
         data,
         integrator=integrator,
-        tolerances=Tolerances(rtol=rtol, atol=atol),
+        tolerances=Tolerances(rtol=max(rtol, model.rounding), atol=max(atol, ATOL_SHARE * model.rounding)),
         horizon=windows.horizon,
         should_stop=should_stop,
     )

@@ -49,7 +49,7 @@ class Tolerances:
     Where f jumps, trajectories that pass on either side of a corner part for good, and the error of the steps decides
     on which side a forecast passes: the exact model of the paper's agents, integrated with rtol 1e-7, ends at a test
     error of 2.4e-4, all of it from one agent in a thousand. The default is tight enough that the model decides and not
-    the steps; it costs half as much again.
+    the steps; it costs one and a half (agents) to two and a half times as much.
     """
 
     rtol: float = 1e-9

@@ -4,7 +4,7 @@ Noise differs from sample to sample, the error of a model and of its training is
 
     τ = 1 + 2 Σ ρ_k     autocorrelation time of an output's errors (its window by Sokal 1997, sec. 3): so many
                         neighbours say the same, and each counts as the 1/τ-th part of an observation
-    s = ρ_1             the share of their variance that the next sample repeats, by what chance would show less
+    s = ρ_1             the share of their variance that the next sample repeats, where it is half of it or more
 
 More data makes θ more certain and the discrepancy s e² no smaller: a posterior that shrinks with the number of samples
 gives bands that are too narrow wherever s is not 0, most of all for exact data. Its information is therefore divided by
@@ -13,9 +13,9 @@ the band is as wide as what it has to hold: the discrepancy, and the uncertainty
 
     Σ J_k Cov(φ) J_kᵀ / (σ² τ) = φ Σ λ/(λ + φ)  =  Σ s e² / (σ² τ)  +  Σ λ/(λ + 1).
 
-J_k is the sensitivity of a value and λ are the eigenvalues of the information in units of the prior. White errors give
-φ = 1 exactly. That the error of a model behaves like a change of its weights is an assumption (Pernot 2017 shows where
-it fails): what no weights could cause has the right size where it was trained, and not the right shape.
+J_k is the sensitivity of a value and λ are the eigenvalues of the information in units of the prior. White errors and
+mildly coloured ones give φ = 1. That the error of a model behaves like a change of its weights is an assumption (Pernot
+2017 shows where it fails): what no weights could cause has the right size where it was trained, not the right shape.
 
 Notes
 -----
@@ -44,6 +44,10 @@ SOKAL = 5.0
 
 SIGNIFICANT = 2.0
 """Standard deviations of ρ_1 under white errors that chance may show."""
+
+REPEATING = 0.5
+"""Share below which errors are taken for coloured noise, which τ holds: the error of a model repeats itself over tens
+of samples, and a small share of many values would widen the confidence of a few numbers without bound."""
 
 MOST_DISPERSION = 1e12
 """Beyond all information that double precision tells from none: the prior alone is left."""
@@ -74,7 +78,8 @@ def error_pattern(relaxed: RelaxedProblem, nodes: Tensor, team: Team = ALONE) ->
     held = team.gather(seen.weight).cpu().numpy() > 0
     owner = team.gather(seen.trajectory + team.before(relaxed.trajectories)).cpu().numpy()
     each = [pattern_of(error[held[:, i], i], owner[held[:, i]]) for i in range(error.shape[1])]
-    return ErrorPattern(np.array([tau for tau, _ in each]), np.array([share for _, share in each]))
+    share = np.array([share for _, share in each])
+    return ErrorPattern(np.array([tau for tau, _ in each]), np.where(share >= REPEATING, share, 0.0))
 
 
 def pattern_of(error: FloatArray, owner: NDArray[np.int64]) -> tuple[float, float]:

@@ -346,7 +346,7 @@ SHRINKAGE: Mapping[Size, Shrinkage] = MappingProxyType(
             10.0,
             30.0,
             300,
-            {"delta": 480, "alpha": 30, "bkpr-euler": 60, "adj-euler": 30, "bkpr-dopri5": 8, "adj-dopri5": 2, "": 10},
+            {"delta": 480, "alpha": 30, "bkpr-euler": 30, "adj-euler": 15, "bkpr-dopri5": 4, "adj-dopri5": 2, "": 10},
             5_000,
         ),
         "tiny": Shrinkage(2, 2, 1.0, 2.0, 20, {"": 3}, 300),

@@ -80,6 +80,10 @@ def check_fit_output(output: str, force: bool) -> None:
 # What a state must agree with
 
 
+STATES = 2
+"""Of what methods keep in a state; raised when one of them keeps something else, which an older state does not hold."""
+
+
 def fingerprint(
     options: FitOptions, common: CommonOptions, device: torch.device, choice: ModelChoice, parents: Mapping[str, str]
 ) -> dict[str, Any]:
@@ -103,7 +107,7 @@ def fingerprint(
         "dtype": common.dtype,
         "device": device.type,
         "data": dict(parents),
-        "version": {"snet": record["snet"], **record["versions"]},
+        "version": {"snet": record["snet"], "states": STATES, **record["versions"]},
     }
     result: dict[str, Any] = json.loads(json.dumps(tree))
     return result

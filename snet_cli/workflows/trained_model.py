@@ -93,6 +93,7 @@ class TrainedModel:
             start=self.start,
             device=device,
             lag_inputs=dict(self.layout.lags) or None,
+            rounding=torch.finfo(dtype).eps,
         )
 
     def check_fits(self, data: Trajectories) -> None:
