@@ -44,7 +44,7 @@ class CompareOptions(FitOptions):
     checkpoints: Listing = Field(default="", description="Trained models to compare, separated by commas.")
     quick: bool = Field(default=False, description="An experiment in its small form, of under two minutes.")
     target_mse: Positive | None = Field(
-        default=None, description="Train rollout MSE at which a method has converged and stops."
+        default=None, description="Train rollout MSE (rtol 1e-6) at which a method has converged and stops."
     )
     resume: bool = Field(default=False, description="Keep the rows that are finished, and go on.")
     max_time: Positive | None = Field(
