@@ -17,6 +17,7 @@ from snet_cli.evaluation.comparison import ComparisonRow
 from snet_cli.evaluation.comparison_plots import draw_forecasts, write_comparison_pictures
 from snet_cli.evaluation.plots import render
 from snet_cli.forecasting.rollout import Forecast, rollout
+from snet_cli.integration import Tolerances
 from snet_cli.models.user import read_source
 from snet_cli.training.options import FitOptions
 from snet_cli.workflows.compare_plan import Job
@@ -29,6 +30,9 @@ from snet_cli.workflows.trained_model import from_checkpoint
 
 FEW = 4
 """Trajectories that are drawn, evenly spread over the file."""
+
+DRAWN = Tolerances(rtol=1e-6, atol=1e-8)
+"""A picture needs no more."""
 
 SECONDS = 20.0
 """Most time of one forecast for a picture; it is drawn as far as it came."""
@@ -85,7 +89,11 @@ def _forecast(model: Path, job: Job, data: _Few, *, on_test: bool) -> Forecast |
         end = time.perf_counter() + SECONDS
         few = data.of(path, common, test=on_test)
         return rollout(
-            trained.forecast_model(choose_device(common.device)), few, should_stop=lambda: time.perf_counter() > end
+            trained.forecast_model(choose_device(common.device)),
+            few,
+            rtol=DRAWN.rtol,
+            atol=DRAWN.atol,
+            should_stop=lambda: time.perf_counter() > end,
         )
     except SnetError:
         return None  # the row says what is wrong
