@@ -30,6 +30,9 @@ from snet_cli.integration import Outcome, Tolerances
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
 
+ATOL_SHARE = 1e-2
+"""Least `atol` of a network in single precision, relative to the least `rtol`, which is its rounding."""
+
 
 @dataclass(frozen=True)
 class Forecast:
@@ -109,10 +112,6 @@ class Forecast:
     def _errors_against(self, values: FloatArray) -> FloatArray:
         counts = self.scored & np.repeat(self.complete, self.windows.row_size)
         return np.where(counts[:, None], self.trajectories.outputs - values, np.nan)
-
-
-ATOL_SHARE = 1e-2
-"""Least `atol` of a network in single precision, relative to the least `rtol`, which is its rounding."""
 
 
 def mean_square(errors: FloatArray) -> float | None:

@@ -17,12 +17,12 @@ from snet_cli.evaluation.comparison import ComparisonRow
 from snet_cli.evaluation.comparison_plots import draw_forecasts, write_comparison_pictures
 from snet_cli.evaluation.plots import render
 from snet_cli.forecasting.rollout import Forecast, rollout
-from snet_cli.integration import Tolerances
 from snet_cli.models.user import read_source
 from snet_cli.training.options import FitOptions
 from snet_cli.workflows.compare_plan import Job
 from snet_cli.workflows.compare_rows import load_test, snapshot_name
 from snet_cli.workflows.compare_store import MODEL, folder_of, load_curve
+from snet_cli.workflows.compare_tracking import TRACKED
 from snet_cli.workflows.fit_data import load_fit_data
 from snet_cli.workflows.reporter import Silent
 from snet_cli.workflows.resources import choose_device
@@ -30,9 +30,6 @@ from snet_cli.workflows.trained_model import from_checkpoint
 
 FEW = 4
 """Trajectories that are drawn, evenly spread over the file."""
-
-DRAWN = Tolerances(rtol=1e-6, atol=1e-8)
-"""A picture needs no more."""
 
 SECONDS = 20.0
 """Most time of one forecast for a picture; it is drawn as far as it came."""
@@ -91,8 +88,8 @@ def _forecast(model: Path, job: Job, data: _Few, *, on_test: bool) -> Forecast |
         return rollout(
             trained.forecast_model(choose_device(common.device)),
             few,
-            rtol=DRAWN.rtol,
-            atol=DRAWN.atol,
+            rtol=TRACKED.rtol,
+            atol=TRACKED.atol,
             should_stop=lambda: time.perf_counter() > end,
         )
     except SnetError:

@@ -17,7 +17,6 @@ from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.trajectory_file import load_with_notes
 from snet_cli.errors import SnetError
 from snet_cli.evaluation.comparison import ComparisonRow, failed_row
-from snet_cli.integration import Tolerances
 from snet_cli.models.user import read_source
 from snet_cli.training.loop import FitResult, Progress, run
 from snet_cli.training.options import FitOptions
@@ -25,7 +24,7 @@ from snet_cli.workflows.compare_gradients import gradient_norms
 from snet_cli.workflows.compare_hold import held_forecast
 from snet_cli.workflows.compare_plan import Job
 from snet_cli.workflows.compare_store import MODEL, Finished, save_curve, save_finished
-from snet_cli.workflows.compare_tracking import Stopwatch, Tracker
+from snet_cli.workflows.compare_tracking import TRACKED, Stopwatch, Tracker
 from snet_cli.workflows.fit_data import FitData, load_fit_data
 from snet_cli.workflows.honest_end import RolloutScore, rollout_score
 from snet_cli.workflows.methods import build_training, resolve_method
@@ -35,9 +34,6 @@ from snet_cli.workflows.train_one import checkpoint_of, finite, limits_of, set_u
 from snet_cli.workflows.trained_model import TrainedModel, from_checkpoint
 from snet_cli.workflows.training_plan import Ingredients, Training
 from snet_cli.workflows.training_setup import Setup
-
-TRACKED = Tolerances(rtol=1e-6, atol=1e-8)
-"""Of the rollouts while a method trains: a learning curve needs no more, and there are dozens of them."""
 
 
 def make_row(job: Job, folder: Path, fingerprint: str, report: Reporter) -> Finished:

@@ -13,10 +13,14 @@ from contextlib import contextmanager
 from copy import deepcopy
 from typing import Any
 
+from snet_cli.integration import Tolerances
 from snet_cli.models.base import Model
 from snet_cli.training.loop import Progress
 from snet_cli.workflows.compare_store import CurvePoint
 from snet_cli.workflows.honest_end import RolloutScore
+
+TRACKED = Tolerances(rtol=1e-6, atol=1e-8)
+"""Of the rollouts that only show how a method learns, dozens of them: learning curves and pictures need no more."""
 
 POINTS = 15
 
