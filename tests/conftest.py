@@ -29,6 +29,17 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
 
 
 @pytest.fixture
+def one_thread() -> Iterator[None]:
+    """One thread of torch: sums in another order have other last digits, and timings are of one core."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
 def snet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Snet:
     """`snet` in an empty folder and a clean environment, in this process: code, stdout and stderr."""
     monkeypatch.chdir(tmp_path)

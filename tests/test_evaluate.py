@@ -8,7 +8,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from snet_cli.data.signals import Inputs
 from snet_cli.data.trajectory_file import load_trajectories, save_trajectories
@@ -26,12 +25,7 @@ KEYS = {
 """The keys that DESIGN, section 4, fixes."""
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 UNITS = {"a": "m", "b": "m/s", "p": "N"}

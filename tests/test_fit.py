@@ -11,7 +11,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import torch
 
 from snet_cli.data.checkpoint_file import load_checkpoint
 from snet_cli.data.options import CommonOptions
@@ -32,12 +31,7 @@ KEYS = {
 QUICK = FitOptions(method="delta", model={"name": "mlp", "hidden": [8]}, order=6, elements=2, iterations=5)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

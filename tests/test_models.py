@@ -25,12 +25,7 @@ SMALL = 1e-4
 """tanh(SMALL z) / SMALL is z but for SMALL² |z|³ / 3: with it a tanh network is linear."""
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def become_linear(network, matrix, bias=None):

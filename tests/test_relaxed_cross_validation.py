@@ -32,12 +32,7 @@ SMALL = {"name": "mlp", "hidden": [6]}
 RELAXED = EvaluateOptions(relaxed=True)
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

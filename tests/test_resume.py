@@ -34,12 +34,7 @@ NOT_FINITE = Step(float("nan"), float("nan"), float("nan"))
 ADAM = {"name": "adam", "rate": 1e-2}
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 @pytest.fixture

@@ -14,13 +14,7 @@ from snet_cli.training.problem import Residual
 from snet_cli.training.robust import median_residual, residual_shares
 from tests.training_cases import network, problem_of, spirals
 
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def kinked():

@@ -24,12 +24,7 @@ OPTIONS = FitOptions.model_validate(
 )
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def scaled(data: Trajectories, time: float, first: float) -> Trajectories:

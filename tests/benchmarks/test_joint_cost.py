@@ -20,12 +20,7 @@ ROUNDS = 5
 GAMMA, DAMPING = 1.0, 1e-2
 
 
-@pytest.fixture(autouse=True)
-def _one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def arrow(trajectories: int, elements: int, order: int, hidden: list[int]) -> tuple[ArrowProblem, torch.Tensor]:
