@@ -93,7 +93,7 @@ def test_an_ill_conditioned_quadratic_converges_in_a_bounded_number_of_iteration
     # steepest descent gains a factor of e in 10^4 / 4 iterations; scipy's, with as many pairs, needs 198 for this
     assert losses[-1] < 1e-14 * losses[0]
     assert method.evaluations < 1.5 * 220
-    assert method.S.shape[0] <= PAIRS
+    assert method.state()["S"].shape[0] <= PAIRS
 
 
 def test_at_the_minimum_it_stays_and_says_so():

@@ -195,7 +195,7 @@ class Alpha:
         value = float("nan")
         if self.theta is not None:
             if isinstance(self.theta, LbfgsStep):
-                self.theta.gradient = None  # R changed with x; the curvature pairs stay a good guess
+                self.theta.reopen()
             elif isinstance(self.theta, LevenbergMarquardtStep):
                 self.theta.use(fixed, self._prior())
             for _ in range(self.options.theta_steps):

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
@@ -76,15 +76,16 @@ class Delta:
         self.held_out_problem = held_out
         self.held_out_residual = None if held_out is None else Residual(held_out, model)
         self.solved = False
+        self.evaluated = 0  # in a batch, or in closed form
         self.theta: ThetaStep | None = None
         if solve_in_closed_form(model, problem.node_data(), team):
-            self.solved = True
+            self.solved, self.evaluated = True, 1
         else:
             objective = self._objective if prior > 0 or robust else self.residual
             self.theta = build_theta_step(options, model, objective, problem, prior, team)
 
     def _penalty(self) -> Tensor:
-        return self.prior * torch.stack([(p * p).sum() for p in self.model.parameters()]).sum()
+        return penalty(nn.utils.parameters_to_vector(self.model.parameters())[None], self.prior)[0]
 
     def _objective(self) -> Tensor:
         """R + λ|θ|², R under Huber's loss where it is robust."""
@@ -94,24 +95,33 @@ class Delta:
     @property
     def evaluations(self) -> int:
         """Evaluations of R and its gradient so far."""
-        return 1 if self.theta is None else self.theta.evaluations
+        return self.evaluated if self.theta is None else max(self.evaluated, self.theta.evaluations)
 
     def step(self) -> Step:
         """One step on θ; a model that was solved in closed form only reports its R."""
         if self.theta is None:
             with torch.no_grad():
                 residual = total = float(self.team.sum(self.residual())[0])
-        else:
-            if self.robust and self.iteration and self.iteration % REWEIGHT_EVERY == 0:
-                with torch.no_grad():
-                    self._count(residual_shares(self.residual.defect(), self.problem.weight, self.team))
-                if isinstance(self.theta, LbfgsStep):
-                    self.theta.gradient = None  # the objective changed; the curvature pairs stay a good guess
-            total = self.theta.step()
+            return self.after(residual, total)
+        if self.reweight() and isinstance(self.theta, LbfgsStep):
+            self.theta.reopen()
+        total = self.theta.step()
+        with torch.no_grad():
+            if self.prior > 0:
+                total -= float(self._penalty())
+            residual = total if self.share is None else float(self.team.sum(self.residual())[0])
+        return self.after(residual, total)
+
+    def reweight(self) -> bool:
+        """Look anew at what each defect counts, where it is time to; whether what is minimised has changed."""
+        due = self.robust and self.iteration > 0 and self.iteration % REWEIGHT_EVERY == 0
+        if due:
             with torch.no_grad():
-                if self.prior > 0:
-                    total -= float(self._penalty())
-                residual = total if self.share is None else float(self.team.sum(self.residual())[0])
+                self._count(residual_shares(self.residual.defect(), self.problem.weight, self.team))
+        return due
+
+    def after(self, residual: float, total: float) -> Step:
+        """An iteration is done, here or in a batch (`delta_batch`)."""
         self.iteration += 1
         return Step(residual, self.misfit, total)
 
@@ -145,3 +155,8 @@ class Delta:
             self._count(self.team.own(own.pop("share"), self.problem.weight.numel()))
         if self.theta is not None:
             self.theta.restore(own)
+
+
+def penalty(theta: Tensor, prior: float | Tensor) -> Tensor:
+    """λ|θ|² of each row of (M, N)."""
+    return prior * (theta * theta).sum(1)

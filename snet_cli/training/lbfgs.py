@@ -1,13 +1,8 @@
-"""L-BFGS with a saved state (Liu & Nocedal 1989), in the compact form of Byrd, Nocedal & Schnabel (1994, eq. 3.1).
+"""L-BFGS with a saved state (Liu & Nocedal 1989), for one model or for several that share nothing but the time.
 
-The inverse Hessian of the last m pairs s_k = θ_{k+1} - θ_k, y_k = g_{k+1} - g_k is, with R the upper triangle of SᵀY
-and E its diagonal,
-
-    H = γ I + [S  γY] [ R⁻ᵀ (E + γ YᵀY) R⁻¹   -R⁻ᵀ ] [ Sᵀ  ]
-                      [        -R⁻¹             0   ] [ γYᵀ ]
-
-so that a direction costs four products with (m, N_θ) matrices instead of 2m vector operations. The step length obeys
-the weak Wolfe conditions by bracketing (Lewis & Overton 2013, alg. 2.6), which keeps y·s > 0.
+Directions come from `curvature_pairs`. The step length obeys the weak Wolfe conditions by bracketing (Lewis & Overton
+2013, alg. 2.6), which keeps y·s > 0. Several models take their iterations together: all that look for a step length are
+evaluated in one batch, and a model goes where it would go alone.
 
 Why not torch's: it drops every pair with y·s below 1e-10 and ends line searches at absolute lengths; R goes far below
 that. scipy's keeps no state that could be saved. Here every test is relative: scaling the loss changes nothing.
@@ -15,15 +10,16 @@ that. scipy's keeps no state that could be saved. Here every test is relative: s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from snet_cli.distributed import ALONE, Team
+from snet_cli.training.curvature_pairs import PAIRS, CurvaturePairs, padded_width
 
-PAIRS = 50
-"""Curvature pairs kept: fewer converge markedly slower on the vehicle, more cost memory only."""
+__all__ = ["PAIRS", "LbfgsBatch", "LbfgsStep"]
 
 SUFFICIENT_DECREASE = 1e-4
 CURVATURE = 0.9
@@ -32,9 +28,168 @@ CURVATURE = 0.9
 LINE_SEARCH_EVALUATIONS = 25
 """After this many trials the direction is given up and the memory is cleared."""
 
+Evaluate = Callable[[Tensor, Sequence[int]], tuple[Tensor, Tensor]]
+"""From θ (A, N) of the models with these numbers to (A, k) float64, the loss in front, and to gradients (A, N)."""
+
+
+@dataclass
+class _Search:
+    """One model's way to a step length.
+
+    Attributes
+    ----------
+    start, slope : float
+        The loss and its derivative along the direction at length 0.
+    length, low, high : float
+        The next trial, and the bracket.
+    best : tuple, optional
+        Step (N',), numbers and gradient (N',) of the longest trial with a sufficient decrease.
+    """
+
+    start: float
+    slope: float
+    length: float = 1.0
+    low: float = 0.0
+    high: float = float("inf")
+    best: tuple[Tensor, list[float], Tensor] | None = None
+
+    def look(self, value: float, slope: float, trial: tuple[Tensor, list[float], Tensor]) -> bool:
+        """Whether this trial ends the search; else `length` is the next one."""
+        length = self.length
+        if not value <= self.start + SUFFICIENT_DECREASE * length * self.slope:  # a NaN counts as too far
+            self.high = length
+            curvature = value - self.start - length * self.slope
+            guess = -0.5 * self.slope * length**2 / curvature if curvature > 0 else 0.5 * length
+            self.length = min(
+                max(guess, self.low + 0.1 * (self.high - self.low)), self.low + 0.5 * (self.high - self.low)
+            )
+            return False
+        self.best = trial
+        if slope >= CURVATURE * self.slope:
+            return True
+        self.low = length
+        self.length = 2.0 * length if self.high == float("inf") else 0.5 * (length + self.high)
+        return False
+
+
+class LbfgsBatch:
+    """L-BFGS on M models in step.
+
+    Parameters
+    ----------
+    theta : Tensor, shape (M, N)
+
+    Attributes
+    ----------
+    theta : Tensor, shape (M, N)
+        Where the models are; may be set between steps.
+    numbers : list of list of float
+        What `Evaluate` said there, the loss in front; empty where it has to be asked again (`reopen`).
+    evaluations : list of int
+    """
+
+    def __init__(self, theta: Tensor) -> None:
+        models, self.width = theta.shape
+        self._theta = _padded(theta)
+        self._gradient = torch.zeros_like(self._theta)
+        self.pairs = CurvaturePairs(self._theta)
+        self.numbers: list[list[float]] = [[] for _ in range(models)]
+        self.evaluations = [0] * models
+
+    @property
+    def theta(self) -> Tensor:
+        """θ of all models, a view."""
+        return self._theta[:, : self.width]
+
+    def reopen(self) -> None:
+        """The losses have changed: they are evaluated again; the curvature pairs stay a good guess."""
+        self.numbers = [[] for _ in self.numbers]
+
+    def keep(self, models: Sequence[int]) -> None:
+        """Go on with these models alone, renumbered."""
+        chosen = list(models)
+        self._theta, self._gradient = self._theta[chosen], self._gradient[chosen]
+        self.numbers = [self.numbers[m] for m in chosen]
+        self.evaluations = [self.evaluations[m] for m in chosen]
+        self.pairs.keep(chosen)
+
+    def step(self, evaluate: Evaluate) -> None:
+        """Move every θ once; where no step helps, θ and its numbers stay."""
+        everyone = range(len(self.numbers))
+        stale = [m for m in everyone if not self.numbers[m]]
+        if stale:
+            numbers, gradients = self._ask(evaluate, _rows(self._theta, stale), stale)
+            for row, m in enumerate(stale):
+                self.numbers[m], self._gradient[m] = numbers[row], gradients[row]
+        found = self._search(self.pairs.directions(self._gradient), everyone, evaluate)
+        lost = [m for m in everyone if m not in found and self.pairs.count[m]]
+        if lost:
+            # rounding spoiled the memory: forget it and descend along the gradient
+            self.pairs.forget(lost)
+            found |= self._search(self.pairs.directions(self._gradient), lost, evaluate)
+        if found:
+            self._take(found)
+
+    def _search(
+        self, direction: Tensor, models: Sequence[int], evaluate: Evaluate
+    ) -> dict[int, tuple[Tensor, list[float], Tensor]]:
+        """Of each model the step, the numbers and the gradient there that obey the weak Wolfe conditions, if any do."""
+        slopes = (self._gradient * direction).sum(1).tolist()
+        searches = {m: _Search(self.numbers[m][0], slopes[m]) for m in models if slopes[m] < 0.0}
+        pending = list(searches)
+        for _ in range(LINE_SEARCH_EVALUATIONS):
+            if not pending:
+                break
+            along = _rows(direction, pending)
+            steps = along.new_tensor([[searches[m].length] for m in pending]) * along
+            numbers, gradients = self._ask(evaluate, _rows(self._theta, pending) + steps, pending)
+            slopes = (gradients * along).sum(1).tolist()
+            pending = [
+                m
+                for row, m in enumerate(pending)
+                if not searches[m].look(numbers[row][0], slopes[row], (steps[row], numbers[row], gradients[row]))
+            ]
+        return {m: search.best for m, search in searches.items() if search.best is not None}
+
+    def _take(self, found: Mapping[int, tuple[Tensor, list[float], Tensor]]) -> None:
+        """Go there, and remember what the curvature was."""
+        models = list(found)
+        steps = torch.stack([step for step, _, _ in found.values()])
+        gradients = torch.stack([gradient for _, _, gradient in found.values()])
+        self.pairs.append(models, steps, gradients - _rows(self._gradient, models))
+        for m, (step, numbers, gradient) in found.items():
+            self._theta[m] += step
+            self._gradient[m], self.numbers[m] = gradient, numbers
+
+    def _ask(self, evaluate: Evaluate, theta: Tensor, models: Sequence[int]) -> tuple[list[list[float]], Tensor]:
+        """Numbers and gradients (A, N') at θ (A, N')."""
+        numbers, gradients = evaluate(theta[:, : self.width], models)
+        for m in models:
+            self.evaluations[m] += 1
+        return numbers.tolist(), _padded(gradients)
+
+    def state(self, model: int) -> dict[str, Tensor]:
+        """Pairs, last loss and gradient (empty where the next step computes it), and the count of evaluations."""
+        numbers = self.numbers[model]
+        return {
+            **self.pairs.state(model, self.width),
+            "gradient": self._gradient[model, : self.width if numbers else 0],
+            "value": torch.tensor(numbers[0] if numbers else float("nan"), dtype=torch.float64),
+            "evaluations": torch.tensor(self.evaluations[model]),
+        }
+
+    def restore(self, model: int, state: Mapping[str, Tensor]) -> None:
+        """Continue from what `state` returned, bit for bit."""
+        self.pairs.restore(model, state)
+        known = state["gradient"].numel() > 0
+        if known:
+            self._gradient[model, : self.width] = state["gradient"]
+        self.numbers[model] = [float(state["value"])] if known else []
+        self.evaluations[model] = int(state["evaluations"])
+
 
 class LbfgsStep:
-    """One L-BFGS iteration per call of `step`.
+    """One L-BFGS iteration of one model per call of `step`.
 
     Parameters
     ----------
@@ -50,104 +205,61 @@ class LbfgsStep:
         self.team = team
         self.parameters = [p for p in model.parameters() if p.requires_grad]
         self.objective = loss
-        self.evaluations = 0
-        theta = self._theta()
-        self.S = theta.new_zeros(0, theta.numel())
-        self.Y = theta.new_zeros(0, theta.numel())
-        self.gradient: Tensor | None = None
+        self.batch = LbfgsBatch(self._theta())
         self.value = float("nan")
 
-    def _theta(self) -> Tensor:
-        return nn.utils.parameters_to_vector(self.parameters).detach()
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the loss and its gradient so far."""
+        return self.batch.evaluations[0]
 
-    def _evaluate(self, theta: Tensor) -> tuple[float, Tensor]:
-        """Loss and gradient at θ; leaves the model at θ."""
+    def _theta(self) -> Tensor:
+        return nn.utils.parameters_to_vector(self.parameters).detach()[None]
+
+    def _put(self, theta: Tensor) -> None:
         with torch.no_grad():
-            nn.utils.vector_to_parameters(theta, self.parameters)
+            nn.utils.vector_to_parameters(theta[0].clone(), self.parameters)  # which become views of it
+
+    def _evaluate(self, theta: Tensor, models: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Loss and gradient at θ; leaves the model at θ."""
+        self._put(theta)
         loss = self.objective()
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
-        self.evaluations += 1
         flat = [
             (torch.zeros_like(p) if g is None else g).reshape(-1)
             for p, g in zip(self.parameters, gradients, strict=True)
         ]
         value, gradient = self.team.sum(loss.detach(), torch.cat(flat))
-        return float(value), gradient
+        return value.double().reshape(1, 1), gradient[None]
 
     def step(self) -> float:
         """Move θ once and return the loss there; where no step helps, θ and the loss stay."""
-        theta = self._theta()
-        if self.gradient is None:
-            self.value, self.gradient = self._evaluate(theta)
-        direction = self._direction(self.gradient)
-        found = self._line_search(theta, direction)
-        if found is None and self.S.shape[0]:
-            # rounding spoiled the memory: forget it and descend along the gradient
-            self.S, self.Y = self.S[:0], self.Y[:0]
-            found = self._line_search(theta, self._direction(self.gradient))
-        if found is None:
-            with torch.no_grad():
-                nn.utils.vector_to_parameters(theta, self.parameters)
-            return self.value
-        step, value, gradient = found
-        self._remember(step, gradient - self.gradient)
-        self.value, self.gradient = value, gradient
-        return value
+        self.batch.theta.copy_(self._theta())
+        self.batch.step(self._evaluate)
+        self._put(self.batch.theta)
+        self.value = self.batch.numbers[0][0]
+        return self.value
 
-    def _direction(self, gradient: Tensor) -> Tensor:
-        """-H g in the compact form; the first step has length at most one."""
-        if self.S.shape[0] == 0:
-            return -gradient / gradient.norm().clamp_min(1e-300) * min(1.0, float(gradient.norm()))
-        sy = self.S @ self.Y.T
-        diagonal = sy.diagonal()
-        gamma = diagonal[-1] / self.Y[-1].dot(self.Y[-1])
-        R = sy.triu()
-        w = torch.linalg.solve_triangular(R, (self.S @ gradient)[:, None], upper=True)[:, 0]
-        inner = diagonal * w + gamma * (self.Y @ (self.Y.T @ w)) - gamma * (self.Y @ gradient)
-        v = torch.linalg.solve_triangular(R.T, inner[:, None], upper=False)[:, 0]
-        return -(gamma * gradient + self.S.T @ v - gamma * (self.Y.T @ w))
-
-    def _line_search(self, theta: Tensor, direction: Tensor) -> tuple[Tensor, float, Tensor] | None:
-        """The step s, loss and gradient at θ + s that obey the weak Wolfe conditions; None if there are none."""
-        assert self.gradient is not None
-        slope = float(self.gradient.dot(direction))
-        if not slope < 0.0:
-            return None
-        low, high, length = 0.0, float("inf"), 1.0
-        best: tuple[Tensor, float, Tensor] | None = None
-        for _ in range(LINE_SEARCH_EVALUATIONS):
-            step = length * direction
-            value, gradient = self._evaluate(theta + step)
-            if not value <= self.value + SUFFICIENT_DECREASE * length * slope:  # a NaN counts as too far
-                high = length
-                curvature = value - self.value - length * slope
-                guess = -0.5 * slope * length**2 / curvature if curvature > 0 else 0.5 * length
-                length = min(max(guess, low + 0.1 * (high - low)), low + 0.5 * (high - low))
-                continue
-            best = (step, value, gradient)
-            if float(gradient.dot(direction)) >= CURVATURE * slope:
-                return best
-            low = length
-            length = 2.0 * low if high == float("inf") else 0.5 * (low + high)
-        return best
-
-    def _remember(self, step: Tensor, change: Tensor) -> None:
-        """Keep the pair if its curvature is positive beyond rounding, relative to its own size."""
-        curvature = float(step.dot(change))
-        if curvature > 1e-12 * float(step.norm()) * float(change.norm()):
-            # cut before joining: products of a view that is aligned otherwise than a copy have other last digits, and a
-            # resumed run has copies
-            self.S = torch.cat([self.S[1 - PAIRS :], step[None]])
-            self.Y = torch.cat([self.Y[1 - PAIRS :], change[None]])
+    def reopen(self) -> None:
+        """The loss has changed, as in α-SNet when x moves."""
+        self.batch.reopen()
 
     def state(self) -> dict[str, Tensor]:
-        """Pairs, last loss and gradient (empty where the next step computes it), and the count of evaluations."""
-        gradient = self.S.new_zeros(0) if self.gradient is None else self.gradient
-        counts = {"value": torch.tensor(self.value, dtype=torch.float64), "evaluations": torch.tensor(self.evaluations)}
-        return {"S": self.S, "Y": self.Y, "gradient": gradient, **counts}
+        """Pairs, last loss and gradient, and the count of evaluations."""
+        return self.batch.state(0)
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned, bit for bit."""
-        self.S, self.Y = state["S"], state["Y"]
-        self.gradient = state["gradient"] if state["gradient"].numel() else None
-        self.value, self.evaluations = float(state["value"]), int(state["evaluations"])
+        self.batch.restore(0, state)
+
+
+def _padded(vectors: Tensor) -> Tensor:
+    """Vectors (A, N) as (A, N'), zeros behind them."""
+    room = vectors.new_zeros(len(vectors), padded_width(vectors.shape[1]))
+    room[:, : vectors.shape[1]] = vectors
+    return room
+
+
+def _rows(whole: Tensor, models: Sequence[int]) -> Tensor:
+    """The rows of these models; all of them without a copy."""
+    return whole if len(models) == len(whole) else whole[list(models)]

@@ -181,7 +181,7 @@ def run(
     team : Team
         The processes that train together: they stop together, and every iteration begins with the lead's θ.
     """
-    course = _Course(method, limits, resume, clock, team)
+    course = Course(method, limits, resume, clock, team)
     status = course.ended()
     while status is None:
         course.save(save, last=False)
@@ -205,8 +205,8 @@ def run(
     return course.result(status)
 
 
-class _Course:
-    """What has happened so far in a run."""
+class Course:
+    """What has happened so far in a run; `run` and `loop_batch.run_in_step` drive it."""
 
     def __init__(
         self, method: Method, limits: Limits, resume: RunState | None, clock: Callable[[], float], team: Team
@@ -229,8 +229,11 @@ class _Course:
         """One iteration; None if its loss is not finite."""
         self.team.align(list(self.method.model.parameters()))
         before = self.clock()
-        step = self.method.step()
-        self.longest = max(self.longest, self.clock() - before)
+        return self.after(self.method.step(), self.clock() - before)
+
+    def after(self, step: Step, seconds: float) -> Progress | None:
+        """The method has done an iteration that took so long; None if its loss is not finite."""
+        self.longest = max(self.longest, seconds)
         if not math.isfinite(step.total):
             self.diverged = True
             return None

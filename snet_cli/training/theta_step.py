@@ -19,7 +19,10 @@ from snet_cli.training.theta_lm import LevenbergMarquardtStep
 class ThetaStep(Protocol):
     """One iteration on the weights."""
 
-    evaluations: int
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of the loss and its gradient so far."""
+        ...
 
     def step(self) -> float:
         """Move θ once; returns the loss before the move (Adam) or after it (L-BFGS)."""

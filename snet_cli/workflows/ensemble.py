@@ -1,8 +1,9 @@
 """Several models of one data set: other first weights (`--seeds`), or other trajectories left out (`--folds`).
 
-The discretisation is chosen once, on all training trajectories, and every member trains on it. Members share nothing
-else, so that the processes of a team take one after the other each, and hand over what came out. The best model by the
-rollout of its held-out trajectories (of the training data where nothing is held out) becomes the checkpoint's; the
+The discretisation and the method are chosen once, on all training trajectories; with other seeds step 0 is the same
+too, and what is made of it. Members share nothing else: those of one process train in one batch where the method can
+(`ensemble_members`), the processes of a team take some each and hand over what came out. The best model by the rollout
+of its held-out trajectories (of the training data where nothing is held out) becomes the checkpoint's; the
 weights of all stand beside it, stacked::
 
     /ensemble/<key>                (M, ...)   `state_dict` of every member
@@ -13,9 +14,8 @@ from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -25,63 +25,16 @@ from snet_cli.data.checkpoint_file import Checkpoint, encode_checkpoint, load_ch
 from snet_cli.data.options import CommonOptions
 from snet_cli.distributed import Team
 from snet_cli.errors import CheckpointError, NumericalError, UsageError
-from snet_cli.training.loop import run
 from snet_cli.training.options import EnsembleOptions, FitOptions
+from snet_cli.workflows.ensemble_members import Member, MemberPlan, train_members
 from snet_cli.workflows.fit_data import FitData
-from snet_cli.workflows.honest_end import rollout_score
-from snet_cli.workflows.methods import build_training, resolve_method
 from snet_cli.workflows.provenance import history_line, provenance
 from snet_cli.workflows.reporter import Reporter
-from snet_cli.workflows.train_one import (
-    checkpoint_of,
-    limits_of,
-    set_up,
-    summary_of,
-    tick_of,
-    with_estimates,
-)
-from snet_cli.workflows.training_plan import Ingredients
-from snet_cli.workflows.training_setup import STREAM_SPLIT, Setup, prepare, stream
+from snet_cli.workflows.train_one import set_up
+from snet_cli.workflows.training_setup import STREAM_SPLIT, stream
 
 WEIGHTS, NORMALIZATION = "ensemble", "ensemble_normalization"
 """Groups of a checkpoint that hold all members."""
-
-ROLLOUT_SECONDS = 30.0
-"""Seconds that the rollouts of a member may take at most."""
-
-
-@dataclass(frozen=True)
-class Member:
-    """One model.
-
-    Attributes
-    ----------
-    told : dict
-        What the JSON says of it: its seed or fold, status, iterations and scores.
-    checkpoint : Checkpoint
-        As if it had been trained alone.
-    summary : dict
-        The JSON of its fit.
-    """
-
-    told: dict[str, Any]
-    checkpoint: Checkpoint
-    summary: dict[str, Any]
-
-    @property
-    def rank(self) -> tuple[float, float]:
-        """Smaller is better: forecasts that do not reach their end, and the error of the others."""
-        mse = self.told["score"]
-        return (self.told["diverged"], math.inf if mse is None else mse)
-
-
-@dataclass(frozen=True)
-class _Plan:
-    """What distinguishes a member: a seed and the trajectories that it trains on and is judged by."""
-
-    told: dict[str, int]
-    common: CommonOptions
-    data: FitData
 
 
 def check_ensemble(options: FitOptions, ensemble: EnsembleOptions, *, resume: bool, metrics: bool) -> None:
@@ -120,21 +73,11 @@ def train_ensemble(
         The summary of the best, with ``ensemble``.
     """
     base = set_up(options, common, data.train, device, started, team=team)
-    mesh = base.step_zero.mesh
-    fixed = options.model_copy(update={"order": mesh.basis.order, "elements": mesh.elements_of_longest})
     plans = list(_plans(data, common, ensemble))
-    end = math.inf if options.max_time is None else started + options.max_time
     mine = range(team.rank, len(plans), team.size)
-    found = {}
-    for done, number in enumerate(mine):
-        now = time.perf_counter()
-        share = (end - now) / (len(mine) - done)
-        told = ", ".join(f"{key} {value}" for key, value in plans[number].told.items())
-        report.detail(f"model {number + 1} of {len(plans)}: {told}")
-        seeded = ensemble.seeds is not None
-        member = _train(plans[number], options if seeded else fixed, base if seeded else None, device, report, share)
-        if member is not None:
-            found[number] = member
+    end = math.inf if options.max_time is None else started + options.max_time
+    trained = train_members([plans[number] for number in mine], options, base, data, device, report, end)
+    found = {number: member for number, member in zip(mine, trained, strict=True) if member is not None}
     members = _exchanged(found, team)
     if not members:
         raise NumericalError("every model of the ensemble diverged at its first iteration.", "Look at `snet info`.")
@@ -143,10 +86,10 @@ def train_ensemble(
     return _combined(members, data, ensemble)
 
 
-def _plans(data: FitData, common: CommonOptions, ensemble: EnsembleOptions) -> Iterator[_Plan]:
+def _plans(data: FitData, common: CommonOptions, ensemble: EnsembleOptions) -> Iterator[MemberPlan]:
     if ensemble.seeds is not None:
         for seed in range(common.seed, common.seed + ensemble.seeds):
-            yield _Plan({"seed": seed}, common.model_copy(update={"seed": seed}), data)
+            yield MemberPlan({"seed": seed}, common.model_copy(update={"seed": seed}), data)
         return
     count, folds = len(data.train), int(ensemble.folds or 0)
     if folds > count:
@@ -155,49 +98,7 @@ def _plans(data: FitData, common: CommonOptions, ensemble: EnsembleOptions) -> I
     for number, held in enumerate(np.array_split(order, folds)):
         kept = np.setdiff1d(order, held)
         part = FitData(data.train.select(kept), data.train.select(np.sort(held)), data.parents)
-        yield _Plan({"fold": number + 1}, common, part)
-
-
-def _train(
-    plan: _Plan, options: FitOptions, base: Setup | None, device: torch.device, report: Reporter, seconds: float
-) -> Member | None:
-    """One member, from its first weights to its scores; None if its very first step diverged.
-
-    Parameters
-    ----------
-    base : Setup, optional
-        With the step 0 of the same trajectories.
-    seconds : float
-        Time for all of it.
-    """
-    begin = time.perf_counter()
-    zero = None if base is None else base.step_zero
-    setup = prepare(options, plan.common, plan.data.train, device, zero=zero)
-    parts = Ingredients(setup, plan.data, options, plan.common, device)
-    training = build_training(resolve_method(parts).method, parts)
-    limits = limits_of(training, options, begin + 0.8 * seconds)
-    result = run(
-        training.method, limits, lambda progress: report.progress(tick_of(progress, limits)), report.should_stop
-    )
-    if result.status == "diverged" and result.iterations == 0:
-        return None
-    setup = with_estimates(setup, training)
-    left = max(min(begin + seconds - time.perf_counter(), ROLLOUT_SECONDS), 0.1)
-    scores = [
-        None if part is None else rollout_score(setup.trained, part, device, report, left)
-        for part in (plan.data.train, plan.data.validation)
-    ]
-    summary = summary_of(setup, training, result, scores[0], scores[1])
-    checkpoint = checkpoint_of(setup, training, result, summary, plan.data, options, plan.common, device)
-    judge = scores[1] or scores[0]
-    told = {
-        **plan.told,
-        **{key: summary[key] for key in ("status", "iterations", "train_mse", "validation")},
-        "score": None if judge is None else judge.mse,
-        "diverged": 0 if judge is None else judge.diverged,
-        "ms_per_iteration": 1e3 * result.seconds / max(result.iterations, 1),
-    }
-    return Member(told, checkpoint, summary)
+        yield MemberPlan({"fold": number + 1}, common, part)
 
 
 def _exchanged(found: dict[int, Member], team: Team) -> list[Member]:

@@ -122,6 +122,7 @@ def prepare(
     device: torch.device,
     deadline: float = math.inf,
     zero: StepZero | None = None,
+    problem: Problem | None = None,
 ) -> Setup:
     """Step 0, the problem on its nodes, and a new model.
 
@@ -131,6 +132,8 @@ def prepare(
         Reading of `time.perf_counter` after which the search for order and elements takes its best so far.
     zero : StepZero, optional
         Step 0 where it is known already.
+    problem : Problem, optional
+        The problem on it, of another model of the same kind.
 
     Raises
     ------
@@ -159,7 +162,8 @@ def prepare(
     require_memory("training", size, common)
     if isinstance(model, Mlp) and model.lags:
         model.first_lag.fill_(FIRST_LAG * data.sampling_interval())
-    problem = build_problem(options, data, layout, zero, model.constants, space.inputs, device)
+    if problem is None:
+        problem = build_problem(options, data, layout, zero, model.constants, space.inputs, device)
     model.fit_normalization(problem.node_data())
     first = zero.mesh.first_element[:-1]
     constants = known_constants(data, model.constants)

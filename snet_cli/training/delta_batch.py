@@ -1,0 +1,159 @@
+"""Several δ-SNets of one architecture in step: one batch of all their networks instead of one after the other.
+
+They share nothing but the time: problems, held-out parts, priors and robust weights are their own, and each goes where
+it goes alone. What is gained is everything in an iteration that is not arithmetic on points, and on an accelerator,
+which one small network leaves idle, nearly all of it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from snet_cli.models.stack_batches import Squares, SquaresOfMany, SquaresPart
+from snet_cli.training.delta import Delta, penalty
+from snet_cli.training.lbfgs import LbfgsBatch, LbfgsStep
+from snet_cli.training.method import Method, Step
+from snet_cli.training.theta_step import AdamStep
+
+GROUP = 16
+"""Models in one batch at most: their points, each model's own, stand in memory together."""
+
+
+def why_not_in_step(methods: Sequence[Method]) -> str | None:
+    """The reason why these cannot train in one batch; None if they can."""
+    deltas = [method for method in methods if isinstance(method, Delta)]
+    if len(deltas) < len(methods):
+        return f"method {methods[0].name} moves more than θ"
+    if not all(isinstance(method.theta, AdamStep | LbfgsStep) for method in deltas):
+        return "theta_step lm, or a closed form, works on one model at a time"
+    if any(method.residual.squares is None for method in deltas):
+        return "f of this model is no sum of plain networks"
+    if not all(p.requires_grad for method in deltas for p in method.model.parameters()):
+        return "some of its weights are fixed"
+    return None
+
+
+class DeltaBatch:
+    """Iterations of several δ-SNets, one each per call of `step`.
+
+    Parameters
+    ----------
+    methods : sequence of Delta
+        Not begun, with Adam or L-BFGS all of them, where `why_not_in_step` knows no reason. They serve as usual for
+        everything but their `step`.
+    """
+
+    def __init__(self, methods: Sequence[Delta]) -> None:
+        self.methods = list(methods)
+        self.squares = self._squares()
+        theta = torch.stack([nn.utils.parameters_to_vector(m.model.parameters()).detach() for m in self.methods])
+        self.prior = theta.new_tensor([method.prior for method in self.methods])
+        first = self.methods[0].theta
+        rate = first.optimizer.param_groups[0]["lr"] if isinstance(first, AdamStep) else None
+        self.steps: _AdamBatch | _Lbfgs = _Lbfgs(theta) if rate is None else _AdamBatch(theta, rate)
+
+    def _squares(self) -> SquaresOfMany:
+        parts = []
+        for method in self.methods:
+            form = method.model.in_stacks(*method.residual.features)
+            assert form is not None
+            parts.append(SquaresPart(form, method.residual.target, method.descended.factor, method.share))
+        return SquaresOfMany(self.methods[0].model, parts)
+
+    def keep(self, models: Sequence[int]) -> None:
+        """Go on with these models alone; those that are done cost nothing more."""
+        self.methods = [self.methods[m] for m in models]
+        self.prior = self.prior[list(models)]
+        self.squares.keep(models)
+        self.steps.keep(models)
+
+    def step(self) -> list[Step]:
+        """One iteration of every model, which then holds its θ."""
+        if any([method.reweight() for method in self.methods]):
+            self.squares = self._squares()
+            self.steps.reopen()
+        numbers = self.steps.step(self._evaluate)  # loss with λ|θ|², R, λ|θ|²
+        evaluated = self.steps.evaluations
+        for method, theta, count in zip(self.methods, self.steps.theta.clone(), evaluated, strict=True):
+            method.evaluated = count
+            with torch.no_grad():
+                nn.utils.vector_to_parameters(theta, method.model.parameters())
+        return [
+            method.after(total - own if method.share is None else plain, total - own)
+            for method, (total, plain, own) in zip(self.methods, numbers, strict=True)
+        ]
+
+    def _evaluate(self, theta: Tensor, models: Sequence[int]) -> tuple[Tensor, Tensor]:
+        """Loss, R and penalty (A, 3), and the gradients (A, N) of the loss."""
+        found: Squares = self.squares.evaluate(theta, models)
+        prior = self.prior if len(models) == len(self.prior) else self.prior[list(models)]
+        own = penalty(theta, prior)
+        pull = prior[:, None] * theta
+        return torch.stack([found.values + own, found.plain, own], 1).double(), found.gradients + (pull + pull)
+
+
+Objective = Callable[[Tensor, Sequence[int]], tuple[Tensor, Tensor]]
+
+
+class _Lbfgs:
+    """L-BFGS of all models in step."""
+
+    def __init__(self, theta: Tensor) -> None:
+        self.batch = LbfgsBatch(theta)
+
+    @property
+    def theta(self) -> Tensor:
+        return self.batch.theta
+
+    @property
+    def evaluations(self) -> list[int]:
+        return self.batch.evaluations
+
+    def step(self, evaluate: Objective) -> list[list[float]]:
+        self.batch.step(evaluate)
+        return self.batch.numbers
+
+    def reopen(self) -> None:
+        self.batch.reopen()
+
+    def keep(self, models: Sequence[int]) -> None:
+        self.batch.keep(models)
+
+
+class _AdamBatch:
+    """Adam, which works number by number, on all θ as one parameter."""
+
+    def __init__(self, theta: Tensor, rate: float) -> None:
+        self.rate, self.done = rate, 0
+        self._use(theta)
+
+    def _use(self, theta: Tensor) -> None:
+        self.parameter = nn.Parameter(theta.clone())
+        self.optimizer = torch.optim.Adam([self.parameter], lr=self.rate, fused=True)
+
+    @property
+    def theta(self) -> Tensor:
+        return self.parameter.detach()
+
+    @property
+    def evaluations(self) -> list[int]:
+        return [self.done] * len(self.parameter)
+
+    def step(self, evaluate: Objective) -> list[list[float]]:
+        numbers, self.parameter.grad = evaluate(self.theta, range(len(self.parameter)))
+        self.optimizer.step()
+        self.done += 1
+        found: list[list[float]] = numbers.tolist()
+        return found
+
+    def reopen(self) -> None:
+        """Every step evaluates anew."""
+
+    def keep(self, models: Sequence[int]) -> None:
+        chosen, moments = list(models), self.optimizer.state_dict()["state"][0]
+        self._use(self.theta[chosen])
+        kept = {name: value[chosen] if value.dim() == 2 else value for name, value in moments.items()}
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": {0: kept}})

@@ -1,0 +1,193 @@
+"""The models of an ensemble, trained by one process: in one batch where the method can, else one after the other."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+import torch
+
+from snet_cli.data.checkpoint_file import Checkpoint
+from snet_cli.data.options import CommonOptions
+from snet_cli.training.delta import Delta
+from snet_cli.training.delta_batch import GROUP, why_not_in_step
+from snet_cli.training.loop import FitResult, Limits, run
+from snet_cli.training.loop_batch import Together, run_in_step
+from snet_cli.training.options import FitOptions
+from snet_cli.workflows.fit_data import FitData
+from snet_cli.workflows.honest_end import rollout_score
+from snet_cli.workflows.methods import build_training, resolve_method
+from snet_cli.workflows.reporter import Reporter
+from snet_cli.workflows.train_one import checkpoint_of, limits_of, summary_of, tick_of, with_estimates
+from snet_cli.workflows.training_plan import Ingredients, Training
+from snet_cli.workflows.training_setup import Setup, prepare
+
+ROLLOUT_SECONDS = 30.0
+"""Seconds that the rollouts of a member may take at most."""
+
+TRAINING_SHARE = 0.8
+"""Share of the time of a member, or of a batch of them, for training; the rest is for rollouts."""
+
+
+@dataclass(frozen=True)
+class Member:
+    """One model.
+
+    Attributes
+    ----------
+    told : dict
+        What the JSON says of it: its seed or fold, status, iterations and scores.
+    checkpoint : Checkpoint
+        As if it had been trained alone.
+    summary : dict
+        The JSON of its fit.
+    """
+
+    told: dict[str, Any]
+    checkpoint: Checkpoint
+    summary: dict[str, Any]
+
+    @property
+    def rank(self) -> tuple[float, float]:
+        """Smaller is better: forecasts that do not reach their end, and the error of the others."""
+        mse = self.told["score"]
+        return (self.told["diverged"], math.inf if mse is None else mse)
+
+
+@dataclass(frozen=True)
+class MemberPlan:
+    """What distinguishes a member: a seed and the trajectories that it trains on and is judged by."""
+
+    told: dict[str, int]
+    common: CommonOptions
+    data: FitData
+
+    @property
+    def words(self) -> str:
+        """``seed 3``."""
+        return ", ".join(f"{key} {value}" for key, value in self.told.items())
+
+
+class _Built(NamedTuple):
+    """A member that is ready to train."""
+
+    plan: MemberPlan
+    options: FitOptions
+    setup: Setup
+    training: Training
+    device: torch.device
+
+
+def train_members(
+    plans: Sequence[MemberPlan],
+    options: FitOptions,
+    base: Setup,
+    data: FitData,
+    device: torch.device,
+    report: Reporter,
+    end: float,
+) -> list[Member | None]:
+    """Each member, from its first weights to its scores; None if its very first step diverged.
+
+    Parameters
+    ----------
+    base : Setup
+        Of all training trajectories: its discretisation is that of every member, its step 0 too where a member trains
+        on all of them.
+    data : FitData
+        All of it, on which the method is chosen.
+    end : float
+        Reading of `time.perf_counter` at which all must be done.
+    """
+    if not plans:
+        return []
+    method = resolve_method(Ingredients(base, data, options, plans[0].common, device)).method
+    members: list[Member | None] = []
+    size = GROUP if method == "delta" else 1
+    groups = [plans[k : k + size] for k in range(0, len(plans), size)]
+    for number, group in enumerate(groups):
+        seconds = (end - time.perf_counter()) / (len(groups) - number)
+        built = [_built(plan, options, method, base, data, device) for plan in group]
+        reason = why_not_in_step([one.training.method for one in built])
+        if number == 0 and len(plans) > 1:
+            how = "in one batch" if reason is None else f"one after the other: {reason}"
+            report.detail(f"{len(plans)} models are trained {how}.")
+        begin = time.perf_counter()
+        if reason is None:
+            results = _in_step(built, report, begin + TRAINING_SHARE * seconds)
+            members += [
+                _scored(one, result, report, begin + seconds) for one, result in zip(built, results, strict=True)
+            ]
+        else:
+            members += _one_by_one(built, report, seconds)
+    return members
+
+
+def _built(
+    plan: MemberPlan, options: FitOptions, method: str, base: Setup, data: FitData, device: torch.device
+) -> _Built:
+    if plan.data.train is data.train:
+        setup = prepare(options, plan.common, data.train, device, zero=base.step_zero, problem=base.problem)
+    else:
+        mesh = base.step_zero.mesh
+        options = options.model_copy(update={"order": mesh.basis.order, "elements": mesh.elements_of_longest})
+        setup = prepare(options, plan.common, plan.data.train, device)
+    training = build_training(method, Ingredients(setup, plan.data, options, plan.common, device))
+    return _Built(plan, options, setup, training, device)
+
+
+def _in_step(built: Sequence[_Built], report: Reporter, deadline: float) -> list[FitResult]:
+    """Train all of them in one batch."""
+    limits = [limits_of(one.training, one.options, deadline) for one in built]
+    methods = [one.training.method for one in built if isinstance(one.training.method, Delta)]
+
+    def tell(together: Together) -> None:
+        report.progress(tick_of(together.progress, limits[0]))
+
+    return run_in_step(methods, limits, tell, report.should_stop)
+
+
+def _one_by_one(built: Sequence[_Built], report: Reporter, seconds: float) -> list[Member | None]:
+    """Train and score one after the other, an equal share of the time for each."""
+    members = []
+    end = time.perf_counter() + seconds
+    for done, one in enumerate(built):
+        begin = time.perf_counter()
+        share = (end - begin) / (len(built) - done)
+        report.detail(f"model {done + 1} of {len(built)}: {one.plan.words}" if len(built) > 1 else one.plan.words)
+        limits: Limits = limits_of(one.training, one.options, begin + TRAINING_SHARE * share)
+        result = run(
+            one.training.method,
+            limits,
+            lambda progress, limits=limits: report.progress(tick_of(progress, limits)),  # type: ignore[misc]
+            report.should_stop,
+        )
+        members.append(_scored(one, result, report, begin + share))
+    return members
+
+
+def _scored(one: _Built, result: FitResult, report: Reporter, end: float) -> Member | None:
+    """The member with its rollouts; None if its very first step diverged."""
+    if result.status == "diverged" and result.iterations == 0:
+        return None
+    plan, training, device = one.plan, one.training, one.device
+    setup = with_estimates(one.setup, training)
+    left = max(min(end - time.perf_counter(), ROLLOUT_SECONDS), 0.1)
+    scores = [
+        None if part is None else rollout_score(setup.trained, part, device, report, left)
+        for part in (plan.data.train, plan.data.validation)
+    ]
+    summary = summary_of(setup, training, result, scores[0], scores[1])
+    checkpoint = checkpoint_of(setup, training, result, summary, plan.data, one.options, plan.common, device)
+    judge = scores[1] or scores[0]
+    told = {
+        **plan.told,
+        **{key: summary[key] for key in ("status", "iterations", "train_mse", "validation")},
+        "score": None if judge is None else judge.mse,
+        "diverged": 0 if judge is None else judge.diverged,
+        "ms_per_iteration": 1e3 * result.seconds / max(result.iterations, 1),
+    }
+    return Member(told, checkpoint, summary)
