@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from snet_cli.models.stack_batches import Squares, SquaresOfMany, SquaresPart
+from snet_cli.training.curvature_pairs import padded_width
 from snet_cli.training.delta import Delta, penalty
 from snet_cli.training.lbfgs import LbfgsBatch, LbfgsStep
 from snet_cli.training.method import Method, Step
@@ -54,6 +55,7 @@ class DeltaBatch:
         first = self.methods[0].theta
         rate = first.optimizer.param_groups[0]["lr"] if isinstance(first, AdamStep) else None
         self.steps: _AdamBatch | _Lbfgs = _Lbfgs(theta) if rate is None else _AdamBatch(theta, rate)
+        self._show()
 
     def _squares(self) -> SquaresOfMany:
         parts = []
@@ -69,6 +71,16 @@ class DeltaBatch:
         self.prior = self.prior[list(models)]
         self.squares.keep(models)
         self.steps.keep(models)
+        self._show()
+
+    def _show(self) -> None:
+        """Let the parameters of every model be a view of one array, so that all are set at once."""
+        theta = self.steps.theta
+        room = theta.new_empty(len(theta), padded_width(theta.shape[1]))  # aligned as they are in a model alone
+        self.shown = room[:, : theta.shape[1]].copy_(theta)
+        with torch.no_grad():
+            for method, row in zip(self.methods, self.shown, strict=True):
+                nn.utils.vector_to_parameters(row, method.model.parameters())
 
     def step(self) -> list[Step]:
         """One iteration of every model, which then holds its θ."""
@@ -76,11 +88,9 @@ class DeltaBatch:
             self.squares = self._squares()
             self.steps.reopen()
         numbers = self.steps.step(self._evaluate)  # loss with λ|θ|², R, λ|θ|²
-        evaluated = self.steps.evaluations
-        for method, theta, count in zip(self.methods, self.steps.theta.clone(), evaluated, strict=True):
+        self.shown.copy_(self.steps.theta)
+        for method, count in zip(self.methods, self.steps.evaluations, strict=True):
             method.evaluated = count
-            with torch.no_grad():
-                nn.utils.vector_to_parameters(theta, method.model.parameters())
         return [
             method.after(total - own if method.share is None else plain, total - own)
             for method, (total, plain, own) in zip(self.methods, numbers, strict=True)
