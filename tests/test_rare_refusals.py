@@ -30,7 +30,8 @@ from snet_cli.data.channel_spec import check_name
 from snet_cli.data.constants import known_constants
 from snet_cli.data.csv_rows import malformed
 from snet_cli.data.trajectory_file import load_trajectories, save_trajectories
-from snet_cli.distributed import Place, Processes, _require_backends, joined_processes
+from snet_cli.distributed import Place, Processes, joined_processes
+from snet_cli.distributed.processes import _require_backends
 from snet_cli.errors import CheckpointError, DataError, OutputError, ProcessLostError, UsageError
 from snet_cli.training.options import FitOptions
 from snet_cli.workflows import bands, compare, ensemble

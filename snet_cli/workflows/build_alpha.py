@@ -57,14 +57,14 @@ def _build(parts: Ingredients) -> Training:
     paper = options.preset == "paper"
     free = options.x0 == "free" or (options.x0 is None and paper)  # Alg. 2 prints x(t0) free
     exact = is_exact(setup.step_zero, data.train)
-    zero = refined(parts, exact)
-    problem = problem_of(parts, data.train, zero)
+    zero = parts.team.once(lambda team: refined(parts, exact))
+    problem = parts.team.once(lambda team: problem_of(parts, data.train, zero))
     stated = known_noise(data.train.noise_std, setup.layout.outputs)
     estimated = _estimated_noise(parts, exact)
     weighing = estimated if stated is None and not exact else stated
     channels = channel_scale(data.train.outputs, weighing, scaled=options.scaled)
     known = None if free else known_start_mask(data.train, setup.layout.states)[0]
-    relaxed = relax(problem, data.train, channels, known_start=known)
+    relaxed = parts.team.once(lambda team: relax(problem, data.train, channels, known_start=known))
     several = bool(free_states(setup.layout)) and not paper
     alpha_options = AlphaOptions(
         state_step=options.state_step,
@@ -103,7 +103,7 @@ def _build(parts: Ingredients) -> Training:
 
     begun: Begun | None = None
     if several:
-        begun, reason = begin_with_hidden_states(parts, zero, make)
+        begun, reason = parts.team.once(lambda team: begin_with_hidden_states(replace(parts, team=team), zero, make))
         problem, plan = begun.problem, GammaPlan(begun.gamma, reason)
         model.load_state_dict(begun.model.state_dict())
     else:

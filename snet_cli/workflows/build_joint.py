@@ -53,12 +53,12 @@ def _build(parts: Ingredients) -> Training:
     exact = is_exact(setup.step_zero, data.train)
     # a guess of a hidden state is never exact, and what it was guessed with would look right
     known_exactly = exact and not free_states(setup.layout) and not setup.layout.lags
-    zero = refined(parts, exact)
-    problem = problem_of(parts, data.train, zero)
+    zero = parts.team.once(lambda team: refined(parts, exact))
+    problem = parts.team.once(lambda team: problem_of(parts, data.train, zero))
     noise = _noise(parts, exact)
     channels = channel_scale(data.train.outputs, noise, scaled=options.scaled)
     known = None if free else known_start_mask(data.train, setup.layout.states)[0]
-    relaxed = relax(problem, data.train, channels, known_start=known)
+    relaxed = parts.team.once(lambda team: relax(problem, data.train, channels, known_start=known))
     rule = relaxed_rule(parts, problem, SCORE_GAMMA if options.gamma == "auto" else options.gamma, free=free)
     validation = validation_of(parts, rule)
     automatic = options.order == options.elements == "auto"

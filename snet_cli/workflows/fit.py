@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import json
+import copy
 import math
 import time
 from contextlib import nullcontext
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -15,16 +14,17 @@ import torch
 from snet_cli.data.checkpoint_file import save_checkpoint
 from snet_cli.data.locks import output_lock
 from snet_cli.data.options import CommonOptions
-from snet_cli.data.shares import shares
 from snet_cli.data.storage import check_no_input_is_overwritten, check_output, display
-from snet_cli.distributed import ALONE, Team
+from snet_cli.distributed import ALONE, Lane, Team, in_lanes, lanes_for
 from snet_cli.errors import NumericalError, UsageError
 from snet_cli.training.loop import FitResult, Limits, Progress, RunState, keep_nothing, run
 from snet_cli.training.options import EnsembleOptions, FitOptions
+from snet_cli.workflows.build_shooting import SHOOTING_METHODS
 from snet_cli.workflows.confidence import posterior_at_end
 from snet_cli.workflows.ensemble import check_ensemble, train_ensemble
 from snet_cli.workflows.fit_data import FitData, load_fit_data
 from snet_cli.workflows.fit_plan import notes_of, plan_of_fit, tell_setup
+from snet_cli.workflows.fit_task import Begun, FitTask, require_agreement
 from snet_cli.workflows.honest_end import disagreement, rollout_score
 from snet_cli.workflows.methods import build_training, iterations_of, resolve_method
 from snet_cli.workflows.metrics_file import MetricsFile
@@ -116,7 +116,7 @@ def fit(
     SnetError
         Any of the tree; nothing is written then, but for the state of a run that had begun.
     """
-    task = _Task(
+    task = FitTask(
         train,
         output,
         options or FitOptions(),
@@ -147,29 +147,7 @@ def fit(
         return _fit(task, saved)
 
 
-@dataclass(frozen=True)
-class _Task:
-    """The arguments of `fit`."""
-
-    train: str
-    output: str
-    options: FitOptions
-    common: CommonOptions
-    force: bool
-    resume: bool
-    metrics: str | None
-    checkpoint_every: str
-    report: Reporter
-    started: float
-    team: Team
-
-    @property
-    def seconds(self) -> float:
-        """Time since the command began."""
-        return time.perf_counter() - self.started
-
-
-def _check_files(task: _Task) -> None:
+def _check_files(task: FitTask) -> None:
     """Refuse outputs that cannot be written, before any work.
 
     Raises
@@ -188,28 +166,39 @@ def _check_files(task: _Task) -> None:
         check_output(task.metrics, force)
 
 
-def _start_afresh(task: _Task) -> None:
+def _start_afresh(task: FitTask) -> None:
     """`--resume` where there is no state: a new run, unless that would overwrite a model."""
     check_output(task.output, task.force)
     task.report.note(f"there is no state of an earlier run ({state_path(display(task.output))}): starting afresh.")
 
 
-def _fit(task: _Task, saved: SavedRun | None) -> dict[str, Any]:
+def _fit(task: FitTask, saved: SavedRun | None) -> dict[str, Any]:
     """Set up, train, judge and write; from a saved state on, if there is one."""
     options, common, report, team = task.options, task.common, task.report, task.team
     device = choose_device(common.device, team.place)
     data = load_fit_data(task.train, options, common, report)
     run_key = fingerprint(options, common, device, choose_model(options, data.train), data.parents)
-    _require_agreement(team, run_key, data, saved)
+    require_agreement(team, run_key, data, saved)
     if saved is not None:
         saved.check_fits(run_key)
-        saved.check_threads(common.threads, team.size)
-        if saved.processes != team.size:
+        saved.check_threads(common.threads, task.recorded(data))
+        if saved.processes != task.recorded(data):
             report.note(f"the run had {saved.processes} process(es), and goes on with {team.size}: other last digits.")
         if (earlier := _finished(task, saved)) is not None:
             return earlier
-    parts, training = _build(task, data, device, saved)
+    begun = _set_up(task, data, device, saved)
+    lanes = 1 if begun.choice.method in SHOOTING_METHODS else lanes_for(len(data.train), team.size)
+    if lanes == 1 or isinstance(team, Lane):
+        return _train_and_write(task, begun, run_key, saved)
+    return in_lanes(team, lanes, lambda lane: _train_and_write(task.on(lane), begun.on(lane), run_key, saved))
+
+
+def _train_and_write(task: FitTask, begun: Begun, run_key: dict[str, Any], saved: SavedRun | None) -> dict[str, Any]:
+    """Train, judge and write what is set up."""
+    options, common, report, team = task.options, task.common, task.report, task.team
+    parts, data, device = begun.parts, begun.parts.data, begun.parts.device
     setup_seconds = task.seconds
+    training = _build(task, begun)
     limits = limits_of(training, options, _deadline(task))
     if saved is not None:
         saved.check_limit(limits.iterations)
@@ -220,10 +209,12 @@ def _fit(task: _Task, saved: SavedRun | None) -> dict[str, Any]:
     _require_a_model(training, result, report)
     setup = with_estimates(parts.setup, training)
     seconds = _rollout_seconds(task, result)
-    scores = [
-        None if part is None else rollout_score(setup.trained, part, device, report, seconds, team)
-        for part in (data.train, data.validation)
-    ]
+    scores = team.once(
+        lambda own: [
+            None if part is None else rollout_score(setup.trained, part, device, report, seconds, own)
+            for part in (data.train, data.validation)
+        ]
+    )
     reason = (
         None
         if scores[0] is None
@@ -261,7 +252,7 @@ def _fit(task: _Task, saved: SavedRun | None) -> dict[str, Any]:
     return answer
 
 
-def _fit_ensemble(task: _Task, ensemble: EnsembleOptions) -> dict[str, Any]:
+def _fit_ensemble(task: FitTask, ensemble: EnsembleOptions) -> dict[str, Any]:
     """Train all members and write them."""
     common, team = task.common, task.team
     device = choose_device(common.device, team.place)
@@ -281,27 +272,12 @@ def _fit_ensemble(task: _Task, ensemble: EnsembleOptions) -> dict[str, Any]:
     }
 
 
-def _require_agreement(team: Team, run_key: dict[str, Any], data: FitData, saved: SavedRun | None) -> None:
-    """All processes have the same files, options and state, and a trajectory each.
-
-    Raises
-    ------
-    UsageError
-    """
-    if team.size == 1:
-        return
-    same = {f"{role} file": digest for role, digest in data.parents.items()}
-    same |= {"state of the run": "none" if saved is None else f"iteration {saved.state.iteration}"}
-    team.require_same({**same, **{f"option {key}": json.dumps(value) for key, value in run_key.items()}})
-    shares(data.train.row_size, team.size)
-
-
-def _asked(task: _Task, method: str) -> dict[str, Any]:
+def _asked(task: FitTask, method: str) -> dict[str, Any]:
     """The limits under which a finished run stays finished; the time is none: a new command has time of its own."""
     return {"iterations": iterations_of(task.options, method), "tolerance": task.options.tolerance}
 
 
-def _finished(task: _Task, saved: SavedRun) -> dict[str, Any] | None:
+def _finished(task: FitTask, saved: SavedRun) -> dict[str, Any] | None:
     """The result of a run that needs nothing more under these limits."""
     result = saved.finished(_asked(task, saved.about["method"]), task.output)
     if result is None:
@@ -311,28 +287,34 @@ def _finished(task: _Task, saved: SavedRun) -> dict[str, Any] | None:
     return {**result, **own, "peak_memory_mb": peak_memory_mb(), "output": task.output}
 
 
-def _build(task: _Task, data: FitData, device: torch.device, saved: SavedRun | None) -> tuple[Ingredients, Training]:
-    """Step 0, the problem and the method; what a saved run settled stays so."""
-    options, common, report = task.options, task.common, task.report
+def _set_up(task: FitTask, data: FitData, device: torch.device, saved: SavedRun | None) -> Begun:
+    """Step 0, the problem and which method; what a saved run settled stays so."""
+    options, common = task.options, task.common
     zero = None if saved is None else saved.step_zero
     setup = set_up(options, common, data.train, device, task.started, zero, task.team)
     if saved is not None:
-        saved.check_threads(torch.get_num_threads(), task.team.size)
+        saved.check_threads(torch.get_num_threads(), task.recorded(data))
         options = options.model_copy(update={"method": saved.about["method"]})
     settled = {} if saved is None else saved.about["settled"]
     parts = Ingredients(setup, data, options, common, device, settled, task.team)
-    choice = resolve_method(parts)
-    tell_setup(setup, notes_of(parts, choice), report)
-    training = build_training(choice.method, parts)
+    return Begun(parts, resolve_method(parts))
+
+
+def _build(task: FitTask, begun: Begun) -> Training:
+    """The method, and what the user should know of it."""
+    parts, report = begun.parts, task.report
+    if task.team.is_lead:
+        tell_setup(parts.setup, notes_of(parts, begun.choice), report)
+    training = build_training(begun.choice.method, parts)
     for note in training.notes:
         report.detail(note)
     for choice_made in training.choices:
         report.note(choice_made)
-    return parts, training
+    return training
 
 
 def _state_writer(
-    task: _Task, parts: Ingredients, training: Training, run_key: dict[str, Any], saved: SavedRun | None
+    task: FitTask, parts: Ingredients, training: Training, run_key: dict[str, Any], saved: SavedRun | None
 ) -> StateWriter | None:
     """What keeps the state of this run; None where the model goes to stdout."""
     if task.output == "-":
@@ -345,7 +327,7 @@ def _state_writer(
         "run": run_key,
         "method": training.method.name,
         "threads": torch.get_num_threads(),
-        "processes": task.team.size,
+        "processes": task.team.recorded,
         "settled": dict(training.settled),
     }
 
@@ -357,14 +339,14 @@ def _state_writer(
     return StateWriter(task.output, task.checkpoint_every, encode, growth, saved, task.report, task.team)
 
 
-def _deadline(task: _Task) -> float:
+def _deadline(task: FitTask) -> float:
     """When training has to end, so that there is time for the final rollout."""
     most = task.options.max_time
     return math.inf if most is None else task.started + most - min(ROLLOUT_SHARE * most + 0.25, 0.5 * most)
 
 
 def _train(
-    task: _Task,
+    task: FitTask,
     training: Training,
     limits: Limits,
     saved: SavedRun | None,
@@ -372,7 +354,8 @@ def _train(
     device: torch.device,
 ) -> FitResult:
     """Run the method to one of its limits; its model holds the result."""
-    state = None if saved is None else on_device(saved.state, device)
+    # a copy: optimisers work in the arrays that they restore, and every lane restores the same
+    state = None if saved is None else copy.deepcopy(on_device(saved.state, device))
     iteration = None if saved is None else saved.state.iteration
     with MetricsFile.open(task.metrics if task.team.is_lead else None, task.force, iteration) as metrics_file:
 
@@ -407,7 +390,7 @@ def _require_a_model(training: Training, result: FitResult, report: Reporter) ->
     report.note(f"{reason} after {result.iterations} iterations; the last good model is kept.")
 
 
-def _rollout_seconds(task: _Task, result: FitResult) -> float:
+def _rollout_seconds(task: FitTask, result: FitResult) -> float:
     """Time for the final rollouts: what is left of `--max-time`, else as long as training took, at least a while."""
     if task.options.max_time is not None:
         return max(task.options.max_time - task.seconds, 0.1)

@@ -214,7 +214,7 @@ def resolved_options(
         "dtype": common.dtype,
         "device": device.type,
         "threads": torch.get_num_threads(),
-        **({} if training.team.size == 1 else {"processes": training.team.size}),
+        **({} if training.team.recorded == 1 else {"processes": training.team.recorded}),
     }
 
 

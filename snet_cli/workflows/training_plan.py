@@ -183,7 +183,9 @@ def relaxed_rule(
 def validation_of(parts: Ingredients, rule: RelaxedRule) -> HeldOut | None:
     """The validation data as this rule scores it, where there is any."""
     data = parts.data.validation
-    return None if data is None else hold_out(parts.setup.trained, rule, data, parts.common, parts.device)
+    if data is None:
+        return None
+    return parts.team.once(lambda team: hold_out(parts.setup.trained, rule, data, parts.common, parts.device))
 
 
 def look_every(cost: float) -> int:

@@ -1,16 +1,7 @@
-"""Several processes on one task: each has trajectories of its own, and only sums over all of them travel.
+"""Several processes, connected by `torch.distributed`: their sums, and what one of them tells the others.
 
-`torchrun` (or anything that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) starts the processes;
-`joined_processes` makes a `Processes` of them, or `Alone` where there is one, whose sums are the identity and which
-imports nothing. The object is handed down as an argument. R, L, their gradients and the normal equations of θ are sums
-over trajectories, so that a rank adds up its own and every rank then takes the same step from the same numbers::
-
-    rank 0   trajectories 0 … b_1    X_0 stays here  ┐
-    rank 1   trajectories b_1 … b_2  X_1 stays here  ├ Σ loss, Σ gradient (or Σ Schur complement) ─> the same θ on all
-    rank 2   trajectories b_2 … B    X_2 stays here  ┘
-
-Rank 0 leads: it prints and writes. Every operation below is collective: all ranks have to call it, in the same order.
-What travels is numbers and JSON, never a pickle.
+`torchrun` (or anything that sets RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT) starts them. What travels is numbers
+and JSON, never a pickle.
 """
 
 from __future__ import annotations
@@ -21,10 +12,11 @@ import os
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any, TypeVar
 
+from snet_cli.distributed.alone import ALONE, Alone
+from snet_cli.distributed.place import Place, place_in
 from snet_cli.errors import ProcessLostError, UsageError
 
 if TYPE_CHECKING:
@@ -47,120 +39,6 @@ SPOKEN = "spoken"
 """Key of the store that counts the ranks that had an error to tell: the first one tells it."""
 
 
-@dataclass(frozen=True)
-class Place:
-    """Where this process stands among those that the launcher started.
-
-    Attributes
-    ----------
-    rank, size : int
-        Number of this process, and of all.
-    local_rank, local_size : int
-        The same on this machine.
-    restarts : int
-        How often the launcher has started all of them anew (``torchrun --max-restarts``).
-    in_launcher : bool
-        Whether the place where they meet is the launcher, which outlives them; else it is rank 0.
-    """
-
-    rank: int = 0
-    size: int = 1
-    local_rank: int = 0
-    local_size: int = 1
-    restarts: int = 0
-    in_launcher: bool = False
-
-
-def place_in(environment: Mapping[str, str]) -> Place:
-    """What the launcher says in the environment; one process where it says nothing.
-
-    Raises
-    ------
-    UsageError
-        If its numbers make no sense.
-    """
-    if any(environment.get(name, "") == "" for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")):
-        return Place()
-    try:
-        rank, size = int(environment["RANK"]), int(environment["WORLD_SIZE"])
-        local_rank = int(environment.get("LOCAL_RANK", rank))
-        local_size = int(environment.get("LOCAL_WORLD_SIZE", size))
-        restarts = int(environment.get("TORCHELASTIC_RESTART_COUNT", 0))
-    except ValueError:
-        rank = size = local_rank = local_size = restarts = -1
-    if not (0 <= rank < size and 0 <= local_rank < local_size <= size):
-        raise UsageError(
-            f"RANK={environment['RANK']} and WORLD_SIZE={environment['WORLD_SIZE']} are not the place of a process.",
-            "Start several processes with torchrun, or unset these variables.",
-        )
-    in_launcher = environment.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
-    return Place(rank, size, local_rank, local_size, restarts, in_launcher)
-
-
-class Alone:
-    """One process: every sum is its own, and nothing is imported."""
-
-    place = Place()
-    rank, size, is_lead = 0, 1, True
-
-    def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
-        """The tensors themselves."""
-        return tensors
-
-    def total(self, *numbers: float) -> tuple[float, ...]:
-        """The numbers themselves."""
-        return numbers
-
-    def largest(self, *numbers: float) -> tuple[float, ...]:
-        """The numbers themselves."""
-        return numbers
-
-    def any(self, *flags: bool) -> tuple[bool, ...]:
-        """The flags themselves."""
-        return flags
-
-    def before(self, count: int) -> int:
-        """Nothing stands before."""
-        return 0
-
-    def gather(self, part: Tensor) -> Tensor:
-        """The part is the whole."""
-        return part
-
-    def collect(self, part: Tensor) -> Tensor:
-        """The part is the whole."""
-        return part
-
-    def own(self, whole: Tensor, count: int) -> Tensor:
-        """The whole is its part."""
-        return whole
-
-    def from_lead(self, value: T) -> T:
-        """The value itself."""
-        return value
-
-    def bytes_from_lead(self, content: bytes) -> bytes:
-        """The bytes themselves."""
-        return content
-
-    def align(self, tensors: list[Tensor]) -> None:
-        """Nothing to align with."""
-
-    def bytes_of_all(self, content: bytes) -> list[bytes]:
-        """The bytes themselves."""
-        return [content]
-
-    def require_same(self, what: Mapping[str, str]) -> None:
-        """Nothing to compare with."""
-
-    def require_files(self, *paths: str) -> None:
-        """One process may read its standard input."""
-
-    def may_speak(self) -> bool:
-        """Nobody else could."""
-        return True
-
-
 class Processes:
     """The processes of one task.
 
@@ -176,6 +54,7 @@ class Processes:
     def __init__(self, place: Place, store: Any, device: torch.device) -> None:
         self.place, self.store, self.device = place, store, device
         self.rank, self.size, self.is_lead = place.rank, place.size, place.rank == 0
+        self.recorded = place.size
         self.hosts_store = self.is_lead and not place.in_launcher
 
     def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
@@ -233,7 +112,7 @@ class Processes:
     def own(self, whole: Tensor, count: int) -> Tensor:
         """Of what `gather` would join, the `count` rows that are this rank's."""
         begin = self.before(count)
-        return whole[begin : begin + count]
+        return whole[begin : begin + count].clone()  # aligned as an array of its own, or sums have other last digits
 
     def from_lead(self, value: T) -> T:
         """The lead's value, JSON-able; to the last bit."""
@@ -320,6 +199,10 @@ class Processes:
             return True
         return number == 1
 
+    def once(self, task: Callable[[Processes], T]) -> T:
+        """What the task returns; every process runs it."""
+        return task(self)
+
     def _reduced(self, numbers: Any, operation: str) -> tuple[float, ...]:
         import torch
         import torch.distributed as dist
@@ -349,16 +232,10 @@ class Processes:
             ) from error
 
 
-Team = Alone | Processes
-
-ALONE = Alone()
-"""The team of one process; it has no state."""
-
-
 @contextmanager
 def joined_processes(
     device: str = "cpu", limit: float = LIMIT, environment: Mapping[str, str] | None = None
-) -> Iterator[Team]:
+) -> Iterator[Alone | Processes]:
     """The processes that the launcher started, this one among them; `Alone` where it started one or there is none.
 
     Parameters
