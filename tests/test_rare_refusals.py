@@ -221,7 +221,7 @@ def test_a_description_of_standard_input_without_room(here: Snet, monkeypatch: p
 
 
 def test_an_ensemble_of_which_nothing_is_left(here: Snet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ensemble, "_train", lambda *_: None)
+    monkeypatch.setattr(ensemble, "train_members", lambda plans, *_: [None] * len(plans))
     ran = here("fit", "a.h5", "-o", "m.h5", "--method", "delta", "--order", 5, "--elements", 1, "--seeds", 2)
     assert (ran.code, "every model of the ensemble diverged at its first" in ran.err) == (6, True), ran.err
 

@@ -6,8 +6,11 @@ SNET_TEST_KILLS sets the number of kills of each method (default 20).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -70,3 +73,43 @@ def test_killed_processes_end_with_the_same_model(snet: Snet, method: str, capsy
             f"\n{method}: {kills} kills of one of two processes, {clean} ended cleanly, {runs} of {runs} same SHA-256"
         )
     assert clean == kills
+
+
+def workers_of(launcher: int) -> list[int]:
+    """Processes that run `snet` below a launcher."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*"):
+        with contextlib.suppress(OSError):
+            parent = int((path / "stat").read_text().rpartition(")")[2].split()[1])
+            if parent == launcher and b"snet_cli" in (path / "cmdline").read_bytes():
+                found.append(int(path.name))
+    return found
+
+
+@pytest.mark.stress
+def test_the_launcher_goes_on_by_itself(snet: Snet) -> None:
+    """`torchrun --max-restarts 3`, and two kills."""
+    assert snet("simulate", "vehicle", "-o", "a.h5", "--trajectories", 4, "--samples", 50, "--noise", 0.02).code == 0
+    words = ["fit", "a.h5", "--method", "delta", "--preset", "paper", "--checkpoint-every", "10it"]
+    words += ["--threads", "1", "--iterations", "3000", "-q"]
+    assert [member.code for member in together(2, *words, "-o", "straight.h5", limit=200)] == [0, 0]
+    launch = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--max-restarts", "3"]
+    with open("log", "w") as log:
+        launcher = subprocess.Popen(
+            [sys.executable, *launch, "-m", "snet_cli", *words, "-o", "m.h5"], stdout=log, stderr=log
+        )
+        gone: set[int] = set()
+        since = 0.0
+        for rank in range(2):
+            state, end = Path(previous_path("m.h5")), time.monotonic() + 100
+            while True:  # until this start of both has written a state of its own
+                workers = sorted(set(workers_of(launcher.pid)) - gone)
+                if len(workers) == 2 and state.exists() and state.stat().st_mtime > since:
+                    break
+                assert launcher.poll() is None, Path("log").read_text()
+                assert time.monotonic() < end
+                time.sleep(0.01)
+            os.kill(workers[rank], signal.SIGKILL)
+            gone, since = gone | set(workers), time.time() + 1.0
+        assert launcher.wait(200) == 0, Path("log").read_text()
+    assert sha256("m.h5") == sha256("straight.h5")
