@@ -11,11 +11,13 @@ import torch
 
 from snet_cli.data.trajectory_file import save_trajectories
 from snet_cli.distributed import ALONE, in_lanes, lanes, lanes_for
-from snet_cli.distributed.lanes import FEWEST_TRAJECTORIES, LANES, _branches, _trunk
+from snet_cli.distributed.lanes import FEWEST_LANES, MOST_LANES, TRAJECTORIES, _branches, _trunk
 from snet_cli.errors import NumericalError
 from tests.command import Snet
 from tests.teams import answers, together
 from tests.training_cases import spirals
+
+LANES = 8
 
 SMALL = ("--order", 5, "--elements", 2, "--model", "mlp", "--set", "model.hidden=[4]", "--threads", 1, "-q")
 
@@ -23,7 +25,7 @@ SMALL = ("--order", 5, "--elements", 2, "--model", "mlp", "--set", "model.hidden
 @pytest.fixture
 def folder(snet: Snet, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The empty folder of `snet`, with `t.h5`, sixteen noisy trajectories, which are many enough here."""
-    monkeypatch.setattr(lanes, "FEWEST_TRAJECTORIES", 16)
+    monkeypatch.setattr(lanes, "TRAJECTORIES", 2)
     save_trajectories("t.h5", spirals(16, 12, noise=0.02))
     return tmp_path
 
@@ -38,9 +40,11 @@ def test_branches_of_all_processes_cover_the_tree_once(size):
     assert float(_trunk(value, 0, LANES)) == 2.0**LANES - 1
 
 
-def test_few_trajectories_or_many_processes_have_no_lanes():
-    assert [lanes_for(FEWEST_TRAJECTORIES - 1, 1), lanes_for(FEWEST_TRAJECTORIES, 1)] == [1, LANES]
-    assert [lanes_for(10**6, LANES), lanes_for(10**6, LANES + 1)] == [LANES, 1]
+def test_few_trajectories_many_processes_or_weights_and_accelerators_have_no_lanes():
+    assert [lanes_for(4 * TRAJECTORIES - 1, 1, 10), lanes_for(4 * TRAJECTORIES, 1, 10)] == [1, FEWEST_LANES]
+    assert [lanes_for(8 * TRAJECTORIES - 1, 1, 10), lanes_for(8 * TRAJECTORIES, 1, 10)] == [4, 8]
+    assert [lanes_for(10**6, MOST_LANES, 10), lanes_for(10**6, MOST_LANES + 1, 10)] == [MOST_LANES, 1]
+    assert lanes_for(10**6, 1, 10**6) == lanes_for(10**6, 1, 10, "cuda") == 1
 
 
 def _ask(lane):

@@ -20,6 +20,8 @@ class Alone:
     rank, size, is_lead = 0, 1, True
     recorded = 1
     """How many processes a file says that there were."""
+    lanes = 1
+    """How many lanes all processes have together (`lanes`); 1 where each process is one."""
 
     def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:
         """The tensors themselves."""

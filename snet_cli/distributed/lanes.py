@@ -28,19 +28,34 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-LANES = 8
-"""A power of two. More lanes let more processes agree, and keep more copies of what θ's optimiser remembers."""
+FEWEST_LANES, MOST_LANES = 4, 16
+"""Powers of two. More lanes let more processes agree, and all repeat what is done for θ alone."""
 
-FEWEST_TRAJECTORIES = 4096
-"""Of all lanes together; below, handing over would be felt."""
+TRAJECTORIES = 2048
+"""Of a lane, at least: with fewer, what all repeat is felt (δ and α on vehicles, hidden 16: 5 % at 10 000 together)."""
+
+MOST_WEIGHTS = 1000
+"""N_θ up to which N_θ² numbers, and the memory of L-BFGS, may stand in memory once for every lane of a process."""
 
 PATIENCE = 5.0
 """Seconds that lanes have to notice that another one has failed, before the process goes on to tell it."""
 
 
-def lanes_for(trajectories: int, processes: int) -> int:
-    """How many lanes there are: 1 where each process is one."""
-    return LANES if trajectories >= FEWEST_TRAJECTORIES and processes <= LANES else 1
+def lanes_for(trajectories: int, processes: int, weights: int, device: str = "cpu") -> int:
+    """How many lanes there are: 1 where each process is one.
+
+    Parameters
+    ----------
+    weights : int
+        N_θ.
+    device : {"cpu", "cuda"}
+        An accelerator wants all trajectories at once.
+    """
+    lanes = FEWEST_LANES
+    while lanes < MOST_LANES and 2 * lanes * TRAJECTORIES <= trajectories:
+        lanes *= 2
+    worth = trajectories >= FEWEST_LANES * TRAJECTORIES and weights <= MOST_WEIGHTS and device == "cpu"
+    return lanes if worth and processes <= lanes else 1
 
 
 def in_lanes(team: Alone | Processes, count: int, body: Callable[[Lane], T]) -> T:
@@ -164,6 +179,7 @@ class Lane:
         self._hub, self._place = hub, place
         self.place = hub.team.place
         self.rank, self.size = hub.first + place, hub.count
+        self.lanes = hub.count
         self.is_lead, self.speaks = self.rank == 0, place == 0
 
     def sum(self, *tensors: Tensor) -> tuple[Tensor, ...]:

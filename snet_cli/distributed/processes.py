@@ -51,6 +51,8 @@ class Processes:
         Where large sums are formed: the CPU under gloo, this rank's GPU under nccl.
     """
 
+    lanes = 1
+
     def __init__(self, place: Place, store: Any, device: torch.device) -> None:
         self.place, self.store, self.device = place, store, device
         self.rank, self.size, self.is_lead = place.rank, place.size, place.rank == 0

@@ -101,7 +101,7 @@ class Linearisation:
         self.finite, self.failed = True, False
         self._kept: list[_Eliminated] = []
         bytes_kept = 8 * KEPT_COPIES * problem.rows**2 * problem.relaxed.trajectory.numel()
-        self._keeps = bytes_kept <= problem.memory
+        self._keeps = bytes_kept * problem.team.lanes <= problem.memory
         theta, self.team = problem.theta(), problem.team
         self.prior = gamma * problem.prior if self.team.is_lead else 0.0  # once in the sum over the processes
         self.gradient = self.prior * theta

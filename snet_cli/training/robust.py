@@ -35,6 +35,9 @@ TUNING = 1.345
 MAD_TO_STD = 1.4826
 """Median absolute deviation to standard deviation of a Gaussian."""
 
+MOST_GATHERED = 100_000
+"""Points that are gathered for a median, which is then one message instead of 63."""
+
 ROUNDS, SETTLED = 30, 1e-3
 """Most repetitions of step 0, and the change of the errors, in thresholds, that ends them."""
 
@@ -70,13 +73,16 @@ def median_residual(defect: Tensor, weight: Tensor, scale: Tensor, team: Team = 
 def median_magnitude(values: Tensor, team: Team = ALONE) -> Tensor:
     """Lower median of |values| (Q, n) in each column, shape (n,), over the points of all processes.
 
-    Magnitudes are ordered as their bits are, read as integers: 63 bisections of counts find the very number that a sort
-    of all points would, and no point travels.
+    Where there are many points, none travels: magnitudes are ordered as their bits are, read as integers, and 63
+    bisections of counts find the very number that a sort of all points would.
     """
     magnitude = values.abs()
     if team.size == 1:
         return magnitude.median(0).values
     (points,) = team.total(float(magnitude.shape[0]))
+    if points <= MOST_GATHERED:
+        whole = team.gather(magnitude)
+        return team.once(lambda _: whole.median(0).values)
     bits = magnitude.double().contiguous().view(torch.int64)
     low = torch.zeros_like(bits[:1]).sum(0)
     high = torch.full_like(low, 0x7FF0_0000_0000_0000)  # infinity

@@ -15,11 +15,10 @@ from snet_cli.data.checkpoint_file import save_checkpoint
 from snet_cli.data.locks import output_lock
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.storage import check_no_input_is_overwritten, check_output, display
-from snet_cli.distributed import ALONE, Lane, Team, in_lanes, lanes_for
+from snet_cli.distributed import ALONE, Lane, Team, in_lanes
 from snet_cli.errors import NumericalError, UsageError
 from snet_cli.training.loop import FitResult, Limits, Progress, RunState, keep_nothing, run
 from snet_cli.training.options import EnsembleOptions, FitOptions
-from snet_cli.workflows.build_shooting import SHOOTING_METHODS
 from snet_cli.workflows.confidence import posterior_at_end
 from snet_cli.workflows.ensemble import check_ensemble, train_ensemble
 from snet_cli.workflows.fit_data import FitData, load_fit_data
@@ -181,13 +180,15 @@ def _fit(task: FitTask, saved: SavedRun | None) -> dict[str, Any]:
     require_agreement(team, run_key, data, saved)
     if saved is not None:
         saved.check_fits(run_key)
-        saved.check_threads(common.threads, task.recorded(data))
-        if saved.processes != task.recorded(data):
-            report.note(f"the run had {saved.processes} process(es), and goes on with {team.size}: other last digits.")
+        saved.check_threads(common.threads, team.size)
         if (earlier := _finished(task, saved)) is not None:
             return earlier
     begun = _set_up(task, data, device, saved)
-    lanes = 1 if begun.choice.method in SHOOTING_METHODS else lanes_for(len(data.train), team.size)
+    if saved is not None:
+        saved.check_threads(torch.get_num_threads(), begun.recorded)
+        if saved.processes != begun.recorded:
+            report.note(f"the run had {saved.processes} process(es), and goes on with {team.size}: other last digits.")
+    lanes = begun.lanes
     if lanes == 1 or isinstance(team, Lane):
         return _train_and_write(task, begun, run_key, saved)
     return in_lanes(team, lanes, lambda lane: _train_and_write(task.on(lane), begun.on(lane), run_key, saved))
@@ -293,7 +294,6 @@ def _set_up(task: FitTask, data: FitData, device: torch.device, saved: SavedRun 
     zero = None if saved is None else saved.step_zero
     setup = set_up(options, common, data.train, device, task.started, zero, task.team)
     if saved is not None:
-        saved.check_threads(torch.get_num_threads(), task.recorded(data))
         options = options.model_copy(update={"method": saved.about["method"]})
     settled = {} if saved is None else saved.about["settled"]
     parts = Ingredients(setup, data, options, common, device, settled, task.team)

@@ -13,6 +13,7 @@ from snet_cli.data.shares import shares
 from snet_cli.distributed import Lane, Team, lanes_for
 from snet_cli.training.method_choice import MethodChoice
 from snet_cli.training.options import FitOptions
+from snet_cli.workflows.build_shooting import SHOOTING_METHODS
 from snet_cli.workflows.fit_data import FitData
 from snet_cli.workflows.reporter import Reporter, Silent
 from snet_cli.workflows.resume import SavedRun
@@ -40,10 +41,6 @@ class FitTask:
         """Time since the command began."""
         return time.perf_counter() - self.started
 
-    def recorded(self, data: FitData) -> int:
-        """How many processes the state says that there were: one where the result does not depend on it."""
-        return 1 if lanes_for(len(data.train), self.team.size) > 1 else self.team.size
-
     def on(self, lane: Lane) -> FitTask:
         """The same on one of this process's lanes, the first of which speaks."""
         return replace(self, team=lane, report=self.report if lane.speaks else _Unheard(self.report))
@@ -66,6 +63,20 @@ class Begun:
 
     parts: Ingredients
     choice: MethodChoice
+
+    @property
+    def lanes(self) -> int:
+        """How many lanes the processes have together."""
+        parts = self.parts
+        if self.choice.method in SHOOTING_METHODS:
+            return 1
+        weights = sum(p.numel() for p in parts.setup.trained.model.parameters())
+        return lanes_for(len(parts.data.train), parts.team.size, weights, parts.device.type)
+
+    @property
+    def recorded(self) -> int:
+        """How many processes a state says that there were: one where the result does not depend on it."""
+        return 1 if self.lanes > 1 else self.parts.team.size
 
     def on(self, lane: Lane) -> Begun:
         """The same on a lane: a θ of its own."""

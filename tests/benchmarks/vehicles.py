@@ -41,7 +41,8 @@ def vehicles(folder: Path, trajectories: int) -> Ingredients:
 def timed(parts: Ingredients, name: str, team: Alone | Processes) -> dict[str, Any]:
     """Wall and processor time of an iteration, and θ after all, on the lanes that `fit` would take."""
     torch.set_num_threads(1)
-    lanes = lanes_for(len(parts.data.train), team.size)
+    weights = sum(p.numel() for p in parts.setup.trained.model.parameters())
+    lanes = lanes_for(len(parts.data.train), team.size, weights)
     if lanes == 1:
         return timed_on(team, parts, name)
     return in_lanes(team, lanes, lambda lane: timed_on(lane, parts, name))
