@@ -66,6 +66,7 @@ class Delta:
         team: Team = ALONE,
     ) -> None:
         self.model, self.team = model, team
+        self.parameters = list(model.parameters())
         self.problem = problem
         self.prior, self.robust, self.by_median = prior, robust, by_median
         self.misfit = misfit
@@ -85,7 +86,7 @@ class Delta:
             self.theta = build_theta_step(options, model, objective, problem, prior, team)
 
     def _penalty(self) -> Tensor:
-        return penalty(nn.utils.parameters_to_vector(self.model.parameters())[None], self.prior)[0]
+        return penalty(nn.utils.parameters_to_vector(self.parameters)[None], self.prior)[0]
 
     def _objective(self) -> Tensor:
         """R + λ|θ|², R under Huber's loss where it is robust."""

@@ -212,6 +212,7 @@ class Course:
         self, method: Method, limits: Limits, resume: RunState | None, clock: Callable[[], float], team: Team
     ) -> None:
         self.method, self.limits, self.clock, self.team = method, limits, clock, team
+        self.parameters: list[Tensor] = list(method.model.parameters())
         self.history: list[tuple[float, float, float, float]] = []
         self.diverged = False
         self.longest = 0.0
@@ -227,7 +228,7 @@ class Course:
 
     def advance(self) -> Progress | None:
         """One iteration; None if its loss is not finite."""
-        self.team.align(list(self.method.model.parameters()))
+        self.team.align(self.parameters)
         before = self.clock()
         return self.after(self.method.step(), self.clock() - before)
 
