@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import json
+import time
 
 import numpy as np
 import pytest
 
 from snet_cli.data.checkpoint_file import load_checkpoint, save_checkpoint
 from snet_cli.data.trajectory_file import load_trajectories, save_trajectories
+from snet_cli.training.options import EnsembleOptions, FitOptions
 from snet_cli.workflows.ensemble import NORMALIZATION, WEIGHTS
+from snet_cli.workflows.fit import fit
+from snet_cli.workflows.reporter import Silent
 from tests.command import Snet
 from tests.teams import together
 from tests.training_cases import spirals
@@ -42,6 +46,60 @@ def test_members_are_the_models_that_their_seeds_make_alone(snet: Snet, folder):
     spread = result["ensemble"]["spread"]["train_mse"]
     assert spread["mean"] == pytest.approx(np.mean([member["train_mse"] for member in members]))
     assert spread["min"] <= spread["mean"] <= spread["max"]
+
+
+@pytest.mark.parametrize(("step", "tolerance"), [("adam", 2.2), ("lbfgs", 0.05)])
+def test_members_that_end_at_different_iterations_end_where_they_do_alone(snet: Snet, folder, step, tolerance):
+    """On one thread to the last bit; Adam adds up the ends of its arrays in another order than their middle."""
+    fit = ("fit", *WORDS, "--threads", 1, "--iterations", 60, "--tolerance", tolerance)
+    fit = (*fit, "--set", f"theta_step.name={step}")
+    result = snet(*fit, "-o", "e.h5", "--seeds", 4, "--json").json
+    kept, ended = load_checkpoint("e.h5"), set()
+    for number, member in enumerate(result["ensemble"]["members"]):
+        alone = snet(*fit, "-o", f"{number}.h5", "--seed", number, "--json").json
+        assert {key: member[key] for key in ("status", "iterations")} == {k: alone[k] for k in ("status", "iterations")}
+        ended.add(member["iterations"])
+        for key, values in load_checkpoint(f"{number}.h5").state.items():
+            if step == "lbfgs":
+                assert np.array_equal(kept.extra[WEIGHTS][key][number], values)
+            else:
+                assert np.allclose(kept.extra[WEIGHTS][key][number], values, rtol=1e-10, atol=1e-12)
+    assert len(ended) > 1
+
+
+def test_other_methods_go_one_after_the_other_and_say_so(snet: Snet, folder):
+    """Verbose, and the same models as alone."""
+    fit = ("fit", *WORDS, "--method", "alpha", "--gamma", 3, "--iterations", 2, "--threads", 1)
+    done = snet(*fit, "-o", "e.h5", "--seeds", 2, "-v")
+    assert "2 models are trained one after the other: method alpha moves more than θ." in done.err
+    assert "in one batch." in snet(*FIT, "-o", "f.h5", "--seeds", 2, "-v").err
+    assert snet(*fit, "-o", "1.h5", "--seed", 1, "-q").code == 0
+    kept = load_checkpoint("e.h5").extra[WEIGHTS]
+    assert all(np.array_equal(kept[key][1], values) for key, values in load_checkpoint("1.h5").state.items())
+
+
+def test_the_time_ends_all_members(snet: Snet, folder):
+    begin = time.monotonic()
+    result = snet("fit", *WORDS, "--iterations", 10**6, "-o", "e.h5", "--seeds", 3, "--max-time", 1.5, "--json").json
+    assert time.monotonic() - begin < 15  # seconds, on a machine that is busy with other tests
+    assert {member["status"] for member in result["ensemble"]["members"]} <= {"max-time", "converged"}
+
+
+def test_a_request_to_stop_keeps_all_models(folder):
+    """As Ctrl-C does it."""
+
+    class Stopping(Silent):
+        asked = 0
+
+        def should_stop(self) -> bool:
+            self.asked += 1
+            return self.asked > 5
+
+    options = FitOptions(method="delta", order=6, elements=1, model={"name": "mlp", "hidden": [4]})
+    result = fit("t.h5", "e.h5", options, report=Stopping(), ensemble=EnsembleOptions(seeds=3))
+    assert [member["status"] for member in result["ensemble"]["members"]] == ["stopped"] * 3
+    assert len({member["iterations"] for member in result["ensemble"]["members"]}) == 1
+    assert all(len(values) == 3 for values in load_checkpoint("e.h5").extra[WEIGHTS].values())
 
 
 def test_evaluate_tells_mean_and_spread(snet: Snet, folder):
