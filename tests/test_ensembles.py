@@ -10,6 +10,7 @@ import pytest
 
 from snet_cli.data.checkpoint_file import load_checkpoint, save_checkpoint
 from snet_cli.data.trajectory_file import load_trajectories, save_trajectories
+from snet_cli.training.delta_batch import models_at_once
 from snet_cli.training.options import EnsembleOptions, FitOptions
 from snet_cli.workflows.ensemble import NORMALIZATION, WEIGHTS
 from snet_cli.workflows.fit import fit
@@ -76,6 +77,11 @@ def test_other_methods_go_one_after_the_other_and_say_so(snet: Snet, folder):
     assert snet(*fit, "-o", "1.h5", "--seed", 1, "-q").code == 0
     kept = load_checkpoint("e.h5").extra[WEIGHTS]
     assert all(np.array_equal(kept[key][1], values) for key, values in load_checkpoint("1.h5").state.items())
+
+
+def test_a_batch_is_as_large_as_memory_allows():
+    assert [models_at_once(points, None) for points in (100, 10**6, 10**9)] == [16, 2, 1]
+    assert models_at_once(1000, 2.5e6) == 5
 
 
 def test_the_time_ends_all_members(snet: Snet, folder):

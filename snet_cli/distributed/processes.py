@@ -9,6 +9,8 @@ from __future__ import annotations
 import json
 import math
 import os
+import signal
+import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -264,14 +266,15 @@ def joined_processes(
     _require_backends(place, device)
     environment = os.environ if environment is None else environment
     try:
-        store = _store(place, environment, limit)
-        dist.init_process_group(
-            "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
-            store=store,
-            rank=place.rank,
-            world_size=place.size,
-            timeout=timedelta(seconds=limit),
-        )
+        with _ended_by_signals():
+            store = _store(place, environment, limit)
+            dist.init_process_group(
+                "cpu:gloo,cuda:nccl" if device == "cuda" else "gloo",
+                store=store,
+                rank=place.rank,
+                world_size=place.size,
+                timeout=timedelta(seconds=limit),
+            )
     except (RuntimeError, ValueError, OSError) as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ProcessLostError(
@@ -283,10 +286,30 @@ def joined_processes(
     dist.destroy_process_group()  # not after an error: the others may be waiting, and the end of the process tells them
 
 
+@contextmanager
+def _ended_by_signals() -> Iterator[None]:
+    """Until the processes have found each other a signal ends this one at once.
+
+    What waits here is not Python, in which handlers run, and nobody closes a connection that is not there yet: where one
+    process dies, the launcher's signal is all that ends the others. Nothing has been written by then.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.getsignal(number) for number in numbers}
+    for number, handler in before.items():
+        if handler != signal.SIG_IGN:
+            signal.signal(number, signal.SIG_DFL)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
 def _store(place: Place, environment: Mapping[str, str], limit: float) -> Any:
     """Where the processes meet, once all have come.
-
-    They wait here in Python, where a signal is heard: a process that dies before it has connected closes nothing.
 
     Raises
     ------

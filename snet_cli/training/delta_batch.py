@@ -20,7 +20,25 @@ from snet_cli.training.method import Method, Step
 from snet_cli.training.theta_step import AdamStep
 
 GROUP = 16
-"""Models in one batch at most: their points, each model's own, stand in memory together."""
+"""Models in one batch at most."""
+
+POINT_BYTES = 500
+"""What a point of a model takes in a batch (vehicle: 430): the points of its models stand in memory together."""
+
+DEFAULT_MEMORY = 1_000_000_000
+"""Bytes for all of them."""
+
+
+def models_at_once(points: int, memory: float | None) -> int:
+    """How many models with so many points each are one batch, at least one.
+
+    Parameters
+    ----------
+    memory : float, optional
+        Bytes that the batch may take.
+    """
+    room = DEFAULT_MEMORY if memory is None else memory
+    return max(1, min(GROUP, int(room / (POINT_BYTES * max(points, 1)))))
 
 
 def why_not_in_step(methods: Sequence[Method]) -> str | None:

@@ -13,7 +13,7 @@ import torch
 from snet_cli.data.checkpoint_file import Checkpoint
 from snet_cli.data.options import CommonOptions
 from snet_cli.training.delta import Delta
-from snet_cli.training.delta_batch import GROUP, why_not_in_step
+from snet_cli.training.delta_batch import models_at_once, why_not_in_step
 from snet_cli.training.loop import FitResult, Limits, run
 from snet_cli.training.loop_batch import Together, run_in_step
 from snet_cli.training.options import FitOptions
@@ -27,6 +27,9 @@ from snet_cli.workflows.training_setup import Setup, prepare
 
 ROLLOUT_SECONDS = 30.0
 """Seconds that the rollouts of a member may take at most."""
+
+MEMORY_SHARE = 0.25
+"""Share of `--max-memory` for the points of a batch."""
 
 TRAINING_SHARE = 0.8
 """Share of the time of a member, or of a batch of them, for training; the rest is for rollouts."""
@@ -106,7 +109,9 @@ def train_members(
         return []
     method = resolve_method(Ingredients(base, data, options, plans[0].common, device)).method
     members: list[Member | None] = []
-    size = GROUP if method == "delta" else 1
+    most = plans[0].common.max_memory
+    memory = None if most is None else MEMORY_SHARE * most
+    size = models_at_once(base.problem.t.numel(), memory) if method == "delta" else 1
     groups = [plans[k : k + size] for k in range(0, len(plans), size)]
     for number, group in enumerate(groups):
         seconds = (end - time.perf_counter()) / (len(groups) - number)
