@@ -293,6 +293,27 @@ def test_a_killed_process_ends_the_others_and_the_state_goes_on(data, killed, su
     assert Path("m.h5").read_bytes() == Path("straight.h5").read_bytes()
 
 
+def _absent() -> int:
+    """A process that never comes to the others."""
+    time.sleep(60)
+    return 0
+
+
+@pytest.mark.parametrize("waiting", [0, 1])
+def test_a_signal_ends_a_process_that_still_waits_for_the_others(data, waiting):
+    tasks = [_absent, (*LONG, "--iterations", 10)]
+    team = Team(tasks if waiting else tasks[::-1])
+    time.sleep(1.0)
+    team.kill(waiting, signal.SIGTERM)
+    end = time.monotonic() + 10
+    while team.running() == 2 and time.monotonic() < end:
+        time.sleep(0.01)
+    assert team.running() == 1
+    team.kill(1 - waiting)
+    assert team.wait(10)[waiting].code in (-signal.SIGTERM, 143)
+    assert not Path("m.h5.resume").exists()
+
+
 def test_a_signal_to_one_stops_all_after_the_same_step(data):
     team = Team([(*LONG, "--iterations", 100_000, "--json")] * 2)
     _wait_for_state(team)

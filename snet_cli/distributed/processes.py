@@ -290,8 +290,8 @@ def joined_processes(
 def _ended_by_signals() -> Iterator[None]:
     """Until the processes have found each other a signal ends this one at once.
 
-    What waits here is not Python, in which handlers run, and nobody closes a connection that is not there yet: where one
-    process dies, the launcher's signal is all that ends the others. Nothing has been written by then.
+    What waits here is not Python, in which handlers run, and nobody closes a connection that is not there yet: where
+    one process dies, the launcher's signal is all that ends the others. Nothing has been written by then.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
