@@ -274,4 +274,4 @@ def test_members_move_along_the_derivative_by_theta(kind):
         found = Ensemble(model, changes)(t, x, torch.cat([u, member[:, None].double()], 1))
     f, _, G = theta_jacobian(Driven(), t, x, u)
     # a central difference: steps of 6e-6 leave 1e-10, rounding as much
-    torch.testing.assert_close(found, f + (G @ changes[member][:, :, None])[:, :, 0], rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(found, f + (G.dense() @ changes[member][:, :, None])[:, :, 0], rtol=1e-8, atol=1e-8)

@@ -179,7 +179,7 @@ def _information(problem: _Likelihood, noise: FloatArray) -> FloatArray | None:
         x = problem.nodes[batch.elements]
         rates, F, G = theta_jacobian(problem.model, *batch.points(x))
         system = arrow.state_system(batch, x, problem.gamma, rates, F)
-        cross = system.coupling @ (batch.root.flatten(1)[:, :, None] * G.view(len(x), -1, total.shape[0]))  # -B
+        cross = G.weighted_(batch.root.flatten(0, 1)).left_product(system.coupling)  # -B
         blocks = _damped(system.blocks, batch.measure, problem.gamma)
         factor = BlockFactor(blocks, batch.part.trajectory, problem.nodes.shape[2])
         failed |= bool(factor.failed.any()) or not bool(torch.isfinite(cross).all())

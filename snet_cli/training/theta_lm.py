@@ -25,7 +25,7 @@ from snet_cli.training.weight_system import (
     MOST_DAMPING,
     START_DAMPING,
     WeightSystem,
-    gram_by_output,
+    add_gram,
     put_weights,
     weights_of,
 )
@@ -96,10 +96,9 @@ class LevenbergMarquardtStep:
         root = problem.weight.sqrt()[:, None] * problem.scale  # (Q, n)
         for part in chunks(problem.t.numel(), problem.scale.numel(), size, MEMORY):
             rates, _, G = theta_jacobian(self.model, problem.t[part], problem.x[part], problem.u[part])
-            rows = G.mul_(root[part, :, None])
-            error = root[part] * (rates - problem.derivative[part])
-            matrix += gram_by_output(rows)
-            gradient = gradient + error.flatten() @ rows.flatten(0, 1)
+            G.weighted_(root[part])
+            add_gram(matrix, G)
+            gradient = gradient + G.transpose_product(root[part] * (rates - problem.derivative[part]))
         matrix, gradient = self.team.sum(matrix, gradient)
         return WeightSystem.build(matrix, gradient, self.model, exact=self.exact)
 
