@@ -56,6 +56,26 @@ class Undifferentiable(Oscillator):
         return torch.as_tensor((self.k * x).numpy() ** 2)
 
 
+class Once(torch.autograd.Function):
+    """The identity, whose derivative cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return gradient.clone()
+
+
+class DifferentiableOnce(Oscillator):
+    """An operator that neither vmap nor a second derivative knows."""
+
+    def forward(self, t, x, u):
+        return Once.apply(super().forward(t, x, u))
+
+
 def case(name: str, dtype=F64, **options) -> tuple[Model, tuple]:
     """A model and points for it."""
     n, m, c = {"vehicle": (6, 2, 2), "multi-agent": (9, 2, 7)}.get(name, (3, 2, 0))
@@ -195,9 +215,10 @@ def test_a_model_without_parameters_has_an_empty_theta_jacobian():
 
 
 def test_what_cannot_be_differentiated_is_refused():
-    """A module that leaves torch gets a sentence."""
-    with pytest.raises(NumericalError, match="cannot be differentiated"):
-        routes.theta_jacobian(UserModel(Undifferentiable()), *points(2, 1))
+    """A module that leaves torch, or whose product with G would silently be zero, gets a sentence."""
+    for module in (Undifferentiable(), DifferentiableOnce()):
+        with pytest.raises(NumericalError, match="cannot be differentiated"):
+            routes.theta_jacobian(UserModel(module), *points(2, 1))
 
 
 def test_chunks_cover_the_points_within_the_memory():

@@ -97,7 +97,23 @@ class ThetaProducts:
         return self._value.detach()
 
     def product(self, direction: Tensor) -> Tensor:
-        """G_q dθ at every point, shape (Q, n), for `direction` dθ of shape (N_θ,)."""
+        """G_q dθ at every point, shape (Q, n), for `direction` dθ of shape (N_θ,).
+
+        Raises
+        ------
+        NumericalError
+            If f cannot be differentiated twice.
+        """
+        image = self._forward(direction)
+        if not bool(image.any()):
+            # an operator that is differentiable once leaves no way to the cotangent, and every product would be zero;
+            # that of G with Gᵀ1 is only where Gᵀ1 is
+            back = self.transpose_product(torch.ones_like(self._value))
+            if bool(back.any()) and not bool(self._forward(back).any()):
+                raise _not_differentiable(RuntimeError("an operator of it has no second derivative"))
+        return image
+
+    def _forward(self, direction: Tensor) -> Tensor:
         if not (self._pulled_back.numel() and self._pulled_back.requires_grad):
             return torch.zeros_like(self._value)
         try:

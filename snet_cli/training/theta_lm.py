@@ -62,10 +62,10 @@ class LevenbergMarquardtStep:
         self.stalled = False
         self.use(problem, prior)
 
-    def use(self, problem: Problem, prior: float) -> None:
-        """Go on on other trajectories (α-SNet moves them), or with another λ."""
-        self.problem, self.prior = problem, prior
-        self.residual = Residual(problem, self.model)
+    def use(self, problem: Problem, prior: float, share: Tensor | None = None) -> None:
+        """Go on on other trajectories (α-SNet moves them), with another λ, or with squares that count for `share`."""
+        self.problem, self.prior, self.share = problem, prior, share
+        self.residual = Residual(problem, self.model, share)
         self.stalled = False
 
     def step(self) -> float:
@@ -94,6 +94,8 @@ class LevenbergMarquardtStep:
         matrix = prior * torch.eye(size, dtype=theta.dtype, device=theta.device)
         gradient = prior * theta
         root = problem.weight.sqrt()[:, None] * problem.scale  # (Q, n)
+        if self.share is not None:
+            root = root * self.share.sqrt()
         for part in chunks(problem.t.numel(), problem.scale.numel(), size, MEMORY):
             rates, _, G = theta_jacobian(self.model, problem.t[part], problem.x[part], problem.u[part])
             G.weighted_(root[part])
