@@ -90,6 +90,8 @@ class ThetaJacobian:
     def left_product(self, matrices: Tensor) -> Tensor:
         """A_e G_e for matrices A (N, R, P n) over the residuals of the nodes of each element, shape (N, R, N_θ)."""
         (N, R, unknowns), (_, n, size) = matrices.shape, self.shape
+        if len(self.blocks) == 1 and self.blocks[0].values.shape == self.shape:
+            return matrices @ self.blocks[0].values.view(N, unknowns, size)
         P = unknowns // n
         by_row = matrices.reshape(N, R, P, n)
         total = matrices.new_empty(N, R, size) if self._covers() else matrices.new_zeros(N, R, size)
