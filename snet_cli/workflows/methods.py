@@ -14,8 +14,9 @@ from snet_cli.training.step_zero import held_out_error
 from snet_cli.training.theta_jacobian import theta_jacobian
 from snet_cli.workflows.build_alpha import ALPHA
 from snet_cli.workflows.build_delta import DELTA
-from snet_cli.workflows.build_joint import JOINT, joint_memory
+from snet_cli.workflows.build_joint import JOINT, MEMORY_SHARE
 from snet_cli.workflows.build_shooting import SHOOTING_METHODS, shooting_entry
+from snet_cli.workflows.memory import free_memory
 from snet_cli.workflows.training_plan import Ingredients, MethodEntry, Training, iteration_limit
 from snet_cli.workflows.training_setup import STREAM_HELD_OUT, stream
 
@@ -54,8 +55,11 @@ def resolve_method(parts: Ingredients) -> MethodChoice:
 
 
 def _why_not_joint(parts: Ingredients, weights: int) -> str | None:
-    """What keeps joint from being taken: the problem's size (`method_choice`), or a module it cannot differentiate."""
-    setup, memory = parts.setup, joint_memory(parts.common.max_memory)
+    """What keeps joint from being taken: the problem's size (`method_choice`), or a module it cannot differentiate.
+
+    A trajectory is the least that is eliminated at a time.
+    """
+    setup, memory = parts.setup, MEMORY_SHARE * free_memory(parts.common)
     mesh, problem = setup.step_zero.mesh, setup.problem
     rows = (mesh.basis.order + 1) * len(setup.layout.states)
     longest = batch_bytes(mesh.elements_of_longest * rows, weights, rows)
