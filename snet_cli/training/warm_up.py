@@ -34,9 +34,9 @@ ROUGH, ROUGH_IF_EXACT = 10, 30
 FINE = 100
 """Most iterations of Levenberg-Marquardt, one step each, a fifth of the cost of a joint step."""
 
-KINKED = 30.0
-"""R over what medians of the elements' residuals make of it, above which few elements hold nearly all of R: measured 2
-to 5 on smooth trajectories, hundreds on agents whose bearing passes ±π."""
+KINKED = 10.0
+"""R over what medians of the elements' residuals make of it, above which few elements hold nearly all of R: measured
+0.7 to 1.3 on smooth trajectories, 55 to 230 on agents whose bearing passes ±π."""
 
 SETTLED_GAIN, SETTLED_FOR = 2e-2, 4
 """Relative fall of R in one such step, for how many in a row, that ends the warm-up early."""
