@@ -22,12 +22,13 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from snet_cli.models.theta_blocks import ThetaJacobian
 from snet_cli.training.arrow import ArrowProblem, Batch, StateSystem
 from snet_cli.training.block_solver import BlockFactor
 from snet_cli.training.krylov import KrylovSystem
 from snet_cli.training.state_jacobian import state_jacobian
 from snet_cli.training.theta_jacobian import ThetaProducts, theta_jacobian
-from snet_cli.training.weight_system import WeightSystem, symmetric_gram
+from snet_cli.training.weight_system import WeightSystem, add_gram, symmetric_gram
 
 NOT_NEGATIVE = 4e-15
 """Added to the diagonal of 1 - t tᵀ - QᵀQ, whose least eigenvalues are zero and round to either side; ten times more
@@ -143,14 +144,13 @@ class Linearisation:
         matrix = self.prior * torch.eye(size, dtype=dtype, device=device)
         for batch in self.problem.batches:
             x = self.nodes[batch.elements]
-            N, P, n = x.shape
             rates, F, G = theta_jacobian(self.problem.model, *batch.points(x))
             done = self._factored(batch, x, rates, F)
-            G = G.reshape(N, P * n, size).mul_(batch.root.flatten(1)[:, :, None])  # G̃
-            if not self._usable(done, G):
+            G.weighted_(batch.root.flatten(0, 1))  # G̃
+            if not self._usable(done, G.total()):
                 break
-            matrix += _schur_share(done, G)
-            self._add_gradients(done, partial(_transposed, G.flatten(0, 1)))
+            _add_schur_share(matrix, done, G)
+            self._add_gradients(done, partial(_transposed, G))
         (matrix,) = self._summed(matrix)
         return WeightSystem.build(matrix, self._reduced_gradient, self.problem.model, exact=self.problem.exact)
 
@@ -206,25 +206,25 @@ class Linearisation:
         self._reduced_gradient = self._reduced_gradient - back(done.reduced_residual())
 
 
-def _transposed(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Gᵀ v of G (Q n, N_θ)."""
-    return vector.flatten() @ matrix
+def _transposed(G: ThetaJacobian, vector: Tensor) -> Tensor:
+    """Gᵀ v of v with any shape of Q n entries."""
+    return G.transpose_product(vector.reshape(-1, G.shape[1]))
 
 
-def _schur_share(done: _Eliminated, G: Tensor) -> Tensor:
-    """A batch's part of S from G̃ (N, Pn, N_θ)."""
+def _add_schur_share(total: Tensor, done: _Eliminated, G: ThetaJacobian) -> None:
+    """Add a batch's part of S from G̃ to `total`."""
     batch, factor, M = done.batch, done.factor, done.system.coupling
     N, P, n = done.system.residual.shape
     if G.shape[2] < P * n:
-        rows = batch.project(G.view(N, P, -1)).flatten(0, 1).view(N * P * n, -1)
-        return symmetric_gram(rows) - factor.gram(M @ G)
+        add_gram(total, G.by_element(batch.project, P))
+        total -= factor.gram(G.left_product(M))
+        return
     inner, ends = factor.condense(M)
-    projector = batch.project(torch.eye(P * n, dtype=G.dtype, device=G.device).view(1, P, -1).expand(N, -1, -1))
+    projector = batch.project(torch.eye(P * n, dtype=M.dtype, device=M.device).view(1, P, -1).expand(N, -1, -1))
     K = _root(projector.reshape(N, P * n, P * n) - inner.mT @ inner)
-    share = symmetric_gram((K @ G).flatten(0, 1))
-    for part in factor.boundary_parts(ends @ G):
-        share -= symmetric_gram(part.flatten(0, 1))
-    return share
+    total += symmetric_gram(G.left_product(K).flatten(0, 1))
+    for part in factor.boundary_parts(G.left_product(ends)):
+        total -= symmetric_gram(part.flatten(0, 1))
 
 
 def _root(matrices: Tensor) -> Tensor:

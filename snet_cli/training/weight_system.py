@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from snet_cli.models.base import Model
+from snet_cli.models.theta_blocks import ThetaJacobian
 
 START_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e-14, 1e8
 """μ at first, and its bounds."""
@@ -125,13 +126,7 @@ def symmetric_gram(rows: Tensor) -> Tensor:
     return total.tril() + total.tril(-1).mT
 
 
-def gram_by_output(rows: Tensor) -> Tensor:
-    """``Σ_i A_iᵀA_i`` of A (Q, n, N_θ), output by output: structured models have outputs that few weights reach."""
-    total = rows.new_zeros(rows.shape[2], rows.shape[2])
-    for i in range(rows.shape[1]):
-        reached = torch.nonzero((rows[:, i] != 0).any(0))[:, 0]
-        if reached.numel() == rows.shape[2]:
-            total += symmetric_gram(rows[:, i])
-        else:
-            total[reached[:, None], reached] += symmetric_gram(rows[:, i, reached])
-    return total
+def add_gram(total: Tensor, G: ThetaJacobian) -> None:
+    """Add GᵀG, summed over points and rows, to `total` (N_θ, N_θ)."""
+    for _, columns, values in G.blocks:
+        total[columns, columns] += symmetric_gram(values.flatten(0, 1))
