@@ -28,13 +28,13 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FEWEST_LANES, MOST_LANES = 4, 16
+FEWEST_LANES, MOST_LANES = 4, 8
 """Powers of two. More lanes let more processes agree, and all repeat what is done for θ alone."""
 
 TRAJECTORIES = 2048
 """Of a lane, at least: with fewer, what all repeat is felt (δ and α on vehicles, hidden 16: 5 % at 10 000 together)."""
 
-MOST_WEIGHTS = 1000
+MOST_WEIGHTS = 2000
 """N_θ up to which N_θ² numbers, and the memory of L-BFGS, may stand in memory once for every lane of a process."""
 
 PATIENCE = 5.0
