@@ -65,6 +65,13 @@ class ThetaJacobian:
             values.mul_(factor[:, rows, None])
         return self
 
+    def product(self, direction: Tensor) -> Tensor:
+        """G_q dθ at every point, shape (Q, n), for `direction` dθ of shape (N_θ,)."""
+        total = direction.new_zeros(self.shape[:2])
+        for rows, columns, values in self.blocks:
+            total[:, rows] = values @ direction[columns]
+        return total
+
     def transpose_product(self, vectors: Tensor) -> Tensor:
         """Σ_q G_qᵀ v_q, shape (N_θ,), for vectors of shape (Q, n)."""
         total = vectors.new_zeros(self.shape[2])

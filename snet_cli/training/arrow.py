@@ -235,7 +235,8 @@ class ArrowProblem:
             top = (self.tail[:, None, :] @ whitened).square().sum()
             sums = self.team.sum(top, square, misfit(self.relaxed, nodes).sum())
         tail, R, L = (float(value) for value in sums)
-        return Loss(R - tail, tail, L, self.prior * float(self.theta().square().sum()))
+        # rounding may make the difference negative where nothing is left; a NaN stays one
+        return Loss(max(R - tail, 0.0), tail, L, self.prior * float(self.theta().square().sum()))
 
     def state_system(self, batch: Batch, x: Tensor, gamma: float, rates: Tensor, F: Tensor) -> StateSystem:
         """A, g_x, M and T d of one batch.
