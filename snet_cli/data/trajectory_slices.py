@@ -29,7 +29,7 @@ from snet_cli.errors import DataError
 
 IntArray = NDArray[np.int64]
 
-SLICE_SAMPLES = 250_000
+SLICE_SAMPLES = 100_000
 """Samples that are read at a time: some tens of megabytes with everything that is computed from them."""
 
 BLOCK = 1 << 22
@@ -115,7 +115,14 @@ class TrajectorySlices:
         """
         numbers = np.flatnonzero(self.kept)
         own = shares(self.row_size, parts)[part]
-        begin, end = int(numbers[own.start]), int(numbers[own.stop - 1]) + 1
+        return self.between(int(numbers[own.start]), int(numbers[own.stop - 1]) + 1, samples)
+
+    def count(self, begin: int, end: int) -> int:
+        """How many trajectories of a range of the file count."""
+        return int(self.kept[begin:end].sum())
+
+    def between(self, begin: int, end: int, samples: int) -> list[tuple[int, int]]:
+        """A range of the file cut into ranges of at most so many samples, without those where nothing counts."""
         found = []
         while begin < end:
             most = int(np.searchsorted(self._offsets, self._offsets[begin] + samples, side="right")) - 1
@@ -124,6 +131,27 @@ class TrajectorySlices:
                 found.append((begin, stop))
             begin = stop
         return found
+
+    def whole(self) -> Trajectories:
+        """All that count, in memory."""
+        return joined([self.read(begin, end) for begin, end in self.cuts()])
+
+    def first(self, count: int) -> Trajectories:
+        """The first of those that count."""
+        end = int(np.flatnonzero(self.kept)[min(count, len(self)) - 1]) + 1
+        return self.read(0, end)
+
+    def spans(self, cuts: list[tuple[int, int]]) -> NDArray[np.float64]:
+        """Time from first to last sample of each trajectory that counts in these ranges; nothing else is read."""
+        found = []
+        for begin, end in cuts:
+            rows = self._ranges(begin, end)["obs"]
+            time = self.content.arrays["time"].between(rows.start, rows.stop)
+            first = self._offsets[begin:end] - rows.start
+            last = self._offsets[begin + 1 : end + 1] - rows.start - 1
+            span = np.where(last > first, time[np.maximum(last, 0)] - time[np.minimum(first, time.size - 1)], 0.0)
+            found.append(span[self.kept[begin:end]])
+        return np.concatenate(found)
 
     def at(self, numbers: IntArray) -> Trajectories:
         """Single trajectories, by their numbers among those that count, joined into one piece of data."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,6 +25,12 @@ from snet_cli.workflows.confidence import posterior_at_end
 from snet_cli.workflows.ensemble import check_ensemble, train_ensemble
 from snet_cli.workflows.fit_data import FitData, load_fit_data
 from snet_cli.workflows.fit_plan import notes_of, plan_of_fit, tell_setup
+from snet_cli.workflows.fit_slices import (
+    build_in_slices,
+    disagreement_in_slices,
+    require_same_reading,
+    rollout_in_slices,
+)
 from snet_cli.workflows.honest_end import disagreement, rollout_score
 from snet_cli.workflows.methods import build_training, iterations_of, resolve_method
 from snet_cli.workflows.metrics_file import MetricsFile
@@ -41,11 +47,14 @@ from snet_cli.workflows.resume import (
     state_path,
 )
 from snet_cli.workflows.run_state import encode_state, on_device
+from snet_cli.workflows.sliced_data import SlicedData, load_slices, needs_slices
+from snet_cli.workflows.slices_setup import SlicedSetup
 from snet_cli.workflows.train_one import (
     checkpoint_of,
     limits_of,
     mesh_of,
     resolved_options,
+    search_end,
     set_up,
     summary_of,
     tick_of,
@@ -198,8 +207,19 @@ def _fit(task: _Task, saved: SavedRun | None) -> dict[str, Any]:
     """Set up, train, judge and write; from a saved state on, if there is one."""
     options, common, report, team = task.options, task.common, task.report, task.team
     device = choose_device(common.device, team.place)
-    data = load_fit_data(task.train, options, common, report)
-    run_key = fingerprint(options, common, device, choose_model(options, data.train), data.parents)
+    data: FitData | SlicedData = (
+        load_slices(task.train, options, common, report)
+        if needs_slices(task.train, options, common, team)
+        else load_fit_data(task.train, options, common, report)
+    )
+    with closing(data):
+        return _fit_to(task, data, saved, device)
+
+
+def _fit_to(task: _Task, data: FitData | SlicedData, saved: SavedRun | None, device: torch.device) -> dict[str, Any]:
+    """The same with the data at hand."""
+    options, common, report, team = task.options, task.common, task.report, task.team
+    run_key = fingerprint(options, common, device, choose_model(options, data.shell), data.parents)
     _require_agreement(team, run_key, data, saved)
     if saved is not None:
         saved.check_fits(run_key)
@@ -208,7 +228,7 @@ def _fit(task: _Task, saved: SavedRun | None) -> dict[str, Any]:
             report.note(f"the run had {saved.processes} process(es), and goes on with {team.size}: other last digits.")
         if (earlier := _finished(task, saved)) is not None:
             return earlier
-    parts, training = _build(task, data, device, saved)
+    parts, training, sliced = _build(task, data, device, saved)
     setup_seconds = task.seconds
     limits = limits_of(training, options, _deadline(task))
     if saved is not None:
@@ -220,20 +240,19 @@ def _fit(task: _Task, saved: SavedRun | None) -> dict[str, Any]:
     _require_a_model(training, result, report)
     setup = with_estimates(parts.setup, training)
     seconds = _rollout_seconds(task, result)
-    scores = [
-        None if part is None else rollout_score(setup.trained, part, device, report, seconds, team)
-        for part in (data.train, data.validation)
-    ]
-    reason = (
-        None
-        if scores[0] is None
-        else disagreement(setup, training, mesh_of(setup, training), result, data.train, scores[0])
-    )
+    if isinstance(data, SlicedData) and sliced is not None:
+        score = rollout_in_slices(sliced, data.train, device, report, seconds, team)
+        reason = disagreement_in_slices(sliced, training, result, data.train, score)
+    else:
+        score = rollout_score(setup.trained, parts.data.train, device, report, seconds, team)
+        reason = disagreement(setup, training, mesh_of(setup, training), result, parts.data.train, score)
+    held = data.validation
+    held_score = None if held is None else rollout_score(setup.trained, held, device, report, seconds, team)
     if reason is not None:
         report.note(reason)
     posterior = posterior_at_end(
         training.method,
-        data.train,
+        data.shell,
         setup.layout.outputs,
         common,
         report,
@@ -241,8 +260,8 @@ def _fit(task: _Task, saved: SavedRun | None) -> dict[str, Any]:
         result.longest,
     )
     complete = not report.should_stop()
-    summary = summary_of(setup, training, result, scores[0], scores[1])
-    checkpoint = checkpoint_of(setup, training, result, summary, data, options, common, device, posterior)
+    summary = summary_of(setup, training, result, score, held_score)
+    checkpoint = checkpoint_of(setup, training, result, summary, parts.data, options, common, device, posterior)
     force = task.force or saved is not None
     sha256 = save_checkpoint(task.output, checkpoint, force=force) if team.is_lead else ""
     answer = {
@@ -281,7 +300,7 @@ def _fit_ensemble(task: _Task, ensemble: EnsembleOptions) -> dict[str, Any]:
     }
 
 
-def _require_agreement(team: Team, run_key: dict[str, Any], data: FitData, saved: SavedRun | None) -> None:
+def _require_agreement(team: Team, run_key: dict[str, Any], data: FitData | SlicedData, saved: SavedRun | None) -> None:
     """All processes have the same files, options and state, and a trajectory each.
 
     Raises
@@ -293,7 +312,7 @@ def _require_agreement(team: Team, run_key: dict[str, Any], data: FitData, saved
     same = {f"{role} file": digest for role, digest in data.parents.items()}
     same |= {"state of the run": "none" if saved is None else f"iteration {saved.state.iteration}"}
     team.require_same({**same, **{f"option {key}": json.dumps(value) for key, value in run_key.items()}})
-    shares(data.train.row_size, team.size)
+    shares(data.row_size, team.size)
 
 
 def _asked(task: _Task, method: str) -> dict[str, Any]:
@@ -311,10 +330,21 @@ def _finished(task: _Task, saved: SavedRun) -> dict[str, Any] | None:
     return {**result, **own, "peak_memory_mb": peak_memory_mb(), "output": task.output}
 
 
-def _build(task: _Task, data: FitData, device: torch.device, saved: SavedRun | None) -> tuple[Ingredients, Training]:
+def _build(
+    task: _Task, data: FitData | SlicedData, device: torch.device, saved: SavedRun | None
+) -> tuple[Ingredients, Training, SlicedSetup | None]:
     """Step 0, the problem and the method; what a saved run settled stays so."""
     options, common, report = task.options, task.common, task.report
     zero = None if saved is None else saved.step_zero
+    if saved is not None:
+        require_same_reading(saved.about["settled"], sliced=isinstance(data, SlicedData), path=display(saved.path))
+    if isinstance(data, SlicedData):
+        end = search_end(options, task.started)
+        parts, training, sliced, choice = build_in_slices(options, common, data, device, end, zero, report, task.team)
+        tell_setup(parts.setup, notes_of(parts, choice), report)
+        if saved is not None:
+            saved.check_threads(torch.get_num_threads(), task.team.size)
+        return parts, training, sliced
     setup = set_up(options, common, data.train, device, task.started, zero, task.team)
     if saved is not None:
         saved.check_threads(torch.get_num_threads(), task.team.size)
@@ -328,7 +358,7 @@ def _build(task: _Task, data: FitData, device: torch.device, saved: SavedRun | N
         report.detail(note)
     for choice_made in training.choices:
         report.note(choice_made)
-    return parts, training
+    return parts, training, None
 
 
 def _state_writer(
