@@ -103,7 +103,7 @@ class TrajectorySlices:
         kept = self.kept[begin:end]
         return data if kept.all() else data.select(np.flatnonzero(kept))
 
-    def cuts(self, parts: int = 1, part: int = 0, samples: int = SLICE_SAMPLES) -> list[tuple[int, int]]:
+    def cuts(self, parts: int = 1, part: int = 0, samples: int | None = None) -> list[tuple[int, int]]:
         """Ranges of the file, in order, that one of several processes reads one after the other.
 
         Parameters
@@ -111,8 +111,9 @@ class TrajectorySlices:
         parts, part : int
             Number of processes, and which one: each has a contiguous range with its share of the samples.
         samples : int
-            Most samples of a range, unless a single trajectory has more.
+            Most samples of a range, unless a single trajectory has more; `SLICE_SAMPLES` unless given.
         """
+        samples = SLICE_SAMPLES if samples is None else samples
         numbers = np.flatnonzero(self.kept)
         own = shares(self.row_size, parts)[part]
         return self.between(int(numbers[own.start]), int(numbers[own.stop - 1]) + 1, samples)

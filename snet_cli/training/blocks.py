@@ -121,12 +121,15 @@ class BlockProblem:
         (total,) = team.total(float((self.mesh.boundaries[at + 1] - self.mesh.boundaries[at]).sum()))
         return replace(self, elements=elements, total=total)
 
-    def node_data(self, most: int | None = None) -> NodeData:
-        """The points that count, or those of the first blocks with at least `most` points."""
+    def node_data(self, most: int) -> NodeData:
+        """The first points that count, `most` at most."""
         parts: list[NodeData] = []
-        for cut in self.cuts():
-            parts.append(self.block(cut).node_data())
-            if most is not None and sum(len(part.t) for part in parts) >= most:
+        left = most
+        for cut in self.cuts()[: 1 if most == 0 else None]:
+            part = self.block(cut).node_data()
+            parts.append(NodeData(*(column[:left] for column in part)))
+            left -= len(parts[-1].t)
+            if left <= 0:
                 break
         return NodeData(*(torch.cat(columns) for columns in zip(*parts, strict=True)))
 

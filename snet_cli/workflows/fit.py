@@ -342,6 +342,8 @@ def _build(
         end = search_end(options, task.started)
         parts, training, sliced, choice = build_in_slices(options, common, data, device, end, zero, report, task.team)
         tell_setup(parts.setup, notes_of(parts, choice), report)
+        for note in training.notes:
+            report.detail(note)
         if saved is not None:
             saved.check_threads(torch.get_num_threads(), task.team.size)
         return parts, training, sliced

@@ -17,7 +17,7 @@ from snet_cli.distributed import ALONE, Team
 from snet_cli.errors import CheckpointError
 from snet_cli.forecasting.rollout import rollout
 from snet_cli.integration import Tolerances
-from snet_cli.training.block_delta import BlockDelta
+from snet_cli.training.block_delta import WARM_ELEMENTS, BlockDelta, warm_part
 from snet_cli.training.blocks import BlockProblem
 from snet_cli.training.loop import FitResult
 from snet_cli.training.method_choice import MethodChoice
@@ -119,8 +119,9 @@ def _training(parts: Ingredients, sliced: SlicedSetup) -> Training:
         problem, held = replace(problem, room=(1 - HELD_OUT_SHARE) * problem.room), replace(held, room=0.0)
         patience = PATIENCE
     prior = prior_of(setup, sliced.judged.elements) if options.prior == "auto" else options.prior
+    warm = warm_part(problem, team) if own_steps(options) else None
     method = BlockDelta(
-        problem, setup.trained.model, options.theta_step, setup.step_zero.misfit, held, prior, team=team
+        problem, setup.trained.model, options.theta_step, setup.step_zero.misfit, held, prior, warm=warm, team=team
     )
     return Training(
         method,
@@ -128,6 +129,7 @@ def _training(parts: Ingredients, sliced: SlicedSetup) -> Training:
         iteration_limit(options, DELTA),
         patience,
         stalls=options.theta_step.name != "adam",
+        notes=() if warm is None else (f"the first iterations descend on {WARM_ELEMENTS} elements.",),
         validation=validation,
         settled={IN_SLICES: True},
         team=team,

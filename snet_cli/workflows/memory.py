@@ -39,6 +39,9 @@ SERIES_COPIES = 3
 SIMULATED_COPIES, FORECAST_COPIES = 13, 22
 """Numbers kept per sample and state by `simulate` and by `evaluate`: samples, truth, stages, the file's image."""
 
+ONE = Place()
+"""A process that is alone."""
+
 LAUNCHER = 250e6
 """Bytes of `torchrun`, which imports torch."""
 

@@ -25,6 +25,9 @@ from snet_cli.workflows.reporter import Reporter
 FIT_COPIES = 12.0
 """Peak memory of `fit --method delta` in one piece, in bytes per byte that the file's arrays declare (vehicle)."""
 
+VALIDATION_COPIES = 12.0
+"""The same of validation data, which stays in memory."""
+
 NUMBERS_AT_LEAST = 1 << 20
 """Numbers below which nothing is read in slices: the memory of one slice is no smaller."""
 
@@ -124,5 +127,5 @@ def load_slices(train: str, options: FitOptions, common: CommonOptions, report: 
 def _together(slices: TrajectorySlices, common: CommonOptions) -> Trajectories:
     """Validation trajectories, all in memory."""
     numbers = float(slices.row_size.sum()) * (len(slices.shell.output_names) + 1)
-    memory.require_memory("the validation data", FIT_COPIES * memory.NUMBER * numbers, common)
+    memory.require_memory("the validation data", VALIDATION_COPIES * memory.NUMBER * numbers, common)
     return slices.whole()

@@ -13,6 +13,9 @@ from snet_cli.distributed import Team
 
 S = TypeVar("S")
 
+NOTHING = b"-"
+"""What the lead sends: it has its own slice."""
+
 
 def in_turn(slices: Sequence[S], work: Callable[[S], Content], team: Team) -> Iterator[Content]:
     """The work on every slice, in order, on the lead; the other processes of a team see only their own.
@@ -26,7 +29,7 @@ def in_turn(slices: Sequence[S], work: Callable[[S], Content], team: Team) -> It
     for begin in range(0, len(slices), team.size):
         part = slices[begin : begin + team.size]
         own = work(part[team.rank]) if team.rank < len(part) else Content({})
-        sent = team.bytes_of_all(b"" if team.is_lead else _packed(own))
+        sent = team.bytes_of_all(NOTHING if team.is_lead else _packed(own))
         if team.is_lead:
             yield own
             yield from (_unpacked(content) for content in sent[1 : len(part)])

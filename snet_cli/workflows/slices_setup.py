@@ -7,6 +7,7 @@ Every process passes over its own range and keeps x and u at its nodes. What the
 from __future__ import annotations
 
 import math
+import time
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -19,6 +20,7 @@ from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.trajectory_slices import TrajectorySlices, joined
 from snet_cli.distributed import Team
 from snet_cli.errors import DataError
+from snet_cli.models.base import NodeData
 from snet_cli.models.registry import build_model, state_space
 from snet_cli.spectral.mesh import Mesh, mesh_between
 from snet_cli.spectral.selection import SELECTION_SAMPLES
@@ -68,12 +70,15 @@ class SlicedSetup:
         Step 0 of the whole in numbers.
     cuts : list of (int, int)
         Ranges of the file that this process reads.
+    seconds : float
+        Time of the pass over them.
     """
 
     setup: Setup
     problem: BlockProblem
     judged: Judged
     cuts: list[tuple[int, int]]
+    seconds: float
 
 
 def set_up_in_slices(
@@ -127,19 +132,20 @@ def set_up_in_slices(
     )
     require_room(slices, spans, found, layout, len(space.inputs), common, team)
     passed = _Pass(spans, found, layout.states, space.inputs, model.constants)
+    begun = time.perf_counter()
     for number, (begin, end) in enumerate(cuts, 1):
         data = slices.read(begin, end)
         require_moderate(data)
         passed.take(data, sums)
         report.progress(Tick("step 0", number, len(cuts)))
+    seconds = time.perf_counter() - begun
     judged = sums.total(team)
     _require_values(slices, judged)
     problem = passed.problem(layout, device, team)
     if options.scaled:
         problem = problem.with_scale(team)
-    if team.is_lead:
-        model.fit_normalization(problem.node_data(NORMALISING_POINTS))
-    team.align([buffer for buffer in model.buffers() if buffer.is_floating_point()])
+    wanted = min(max(NORMALISING_POINTS - team.before(problem.points), 0), problem.points)
+    model.fit_normalization(NodeData(*(team.gather(column) for column in problem.node_data(wanted))))
     zero = _stand_in(problem, judged, found, options.scaled, team)
     trained = TrainedModel(
         model,
@@ -153,7 +159,7 @@ def set_up_in_slices(
         *_statistics(problem, team),
         choice.source,
     )
-    return SlicedSetup(Setup(choice, layout, zero, problem.block(slice(0, 1)), trained), problem, judged, cuts)
+    return SlicedSetup(Setup(choice, layout, zero, problem.block(slice(0, 1)), trained), problem, judged, cuts, seconds)
 
 
 def _first_trajectories(slices: TrajectorySlices, spans: FloatArray, team: Team) -> Trajectories:
