@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 
-from snet_cli.data import trajectory_slices
+from snet_cli.data import slice_writer, trajectory_slices
 from snet_cli.data.checkpoint_file import load_checkpoint
 from snet_cli.data.slice_writer import save_slices, stored
 from snet_cli.data.trajectories import Trajectories
@@ -111,9 +111,9 @@ def test_outputs_written_in_slices_hold_the_same_data(tmp_path: Path, system: st
 def test_a_simulation_in_slices_is_the_one_in_one_piece(snet: Snet, monkeypatch: pytest.MonkeyPatch) -> None:
     words = ("simulate", "vehicle", "--trajectories", 50, "--samples", 12, "--noise", 0.1, "--threads", 1, "-o")
     assert snet(*words, "whole.h5").code == 0
-    monkeypatch.setattr(simulate_slices, "LARGE", 1)
+    monkeypatch.setattr(slice_writer, "LARGE", 1)
     monkeypatch.setattr(simulate_slices, "CHUNK", 8)
-    monkeypatch.setattr(simulate_slices, "SLICE_NUMBERS", 8 * 12 * 6)
+    monkeypatch.setattr(slice_writer, "SLICE_NUMBERS", 8 * 12 * 6)
     for name in ("a.h5", "b.h5"):
         assert snet(*words, name, "--json").json["outcomes"] == {"ok": 50}
     assert Path("a.h5").read_bytes() == Path("b.h5").read_bytes()
@@ -122,6 +122,18 @@ def test_a_simulation_in_slices_is_the_one_in_one_piece(snet: Snet, monkeypatch:
     assert [member.code for member in together(2, *words, "team.h5")] == [0, 0]
     assert_same(load_trajectories("team.h5"), load_trajectories("a.h5"))
     assert leftovers() == []
+
+
+def test_an_import_in_slices_is_the_one_in_one_piece(snet: Snet, monkeypatch: pytest.MonkeyPatch) -> None:
+    for number in range(7):
+        rows = "".join(f"{k / 10},{np.sin(k / 10 + number)},{k % 4}\n" for k in range(30 + 5 * number))
+        Path(f"r{number}.csv").write_text(f"time,x,u\n{rows}")
+    words = ("import", *(f"r{number}.csv" for number in range(7)), "--states", "x", "--inputs", "u", "-o")
+    assert snet(*words, "whole.h5").code == 0
+    monkeypatch.setattr(slice_writer, "LARGE", 1)
+    monkeypatch.setattr(slice_writer, "SLICE_NUMBERS", 100)
+    assert snet(*words, "sliced.h5").code == 0
+    assert_same(load_trajectories("sliced.h5"), load_trajectories("whole.h5"))
 
 
 @pytest.mark.parametrize("name", ["y_vx", "time", "uf_tau_cos", "x0_phi"])
@@ -191,9 +203,9 @@ def test_a_kill_in_the_middle_leaves_the_old_file(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_in_the_middle_leaves_the_old_file(snet: Snet, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(simulate_slices, "LARGE", 1)
+    monkeypatch.setattr(slice_writer, "LARGE", 1)
     monkeypatch.setattr(simulate_slices, "CHUNK", 50)
-    monkeypatch.setattr(simulate_slices, "SLICE_NUMBERS", 50 * 100 * 6)
+    monkeypatch.setattr(slice_writer, "SLICE_NUMBERS", 50 * 100 * 6)
     words = ("simulate", "vehicle", "--trajectories", 400, "--samples", 200, "--horizon", 1, "-o", "out.h5", "-f")
     Path("out.h5").write_bytes(b"old")
     for size in (1000, 2_000_000, 3_500_000):

@@ -25,6 +25,13 @@ from snet_cli.data.trajectory_file import root_attributes, stored_variables
 from snet_cli.data.trajectory_rules import require_sense
 from snet_cli.errors import DataError
 
+LARGE = 50_000_000
+"""Numbers of an output (samples times channels) from which on it is written in slices: a file of about 0.8 GB. Its size
+decides, never the machine, so that the same command gives the same bytes everywhere."""
+
+SLICE_NUMBERS = 1_500_000
+"""Numbers of a slice."""
+
 MARGIN = 1 << 20
 """Bytes reserved for HDF5's own headers and indices, beside an estimate of those of the chunks."""
 
@@ -79,6 +86,24 @@ def save_slices(path: str | Path, slices: Iterable[Content], sizes: Mapping[str,
             return hashlib.file_digest(stream, "sha256").hexdigest()
 
     return write_in_place(path, fill, force)
+
+
+def save_in_slices(path: str | Path, data: Trajectories, force: bool = False) -> str:
+    """Write trajectories that are in memory without an image of the file beside them; returns the sha256.
+
+    Raises
+    ------
+    DataError, OutputError
+        As from `save_trajectories`.
+    """
+    label = display(path)
+    require_sense(data, label, allow_missing_channels=True)
+    each = max(1, int(SLICE_NUMBERS * len(data) / max(data.outputs.size, 1)))
+    parts = (np.arange(b, min(b + each, len(data))) for b in range(0, len(data), each))
+    sizes = {"traj": len(data), "obs": data.time.size}
+    if data.inputs.sampled is not None:
+        sizes["uobs"] = data.inputs.sampled.time.size
+    return save_slices(path, (stored(data.select(part), label) for part in parts), sizes, force)
 
 
 def _write(file: h5py.File, descriptor: int, slices: Iterator[Content], sizes: Mapping[str, int], label: str) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import torch
 
+from snet_cli.data import slice_writer
 from snet_cli.data.content import Content
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.slice_writer import save_slices, stored
@@ -27,17 +28,10 @@ from snet_cli.workflows.provenance import history_line
 from snet_cli.workflows.reporter import Reporter, Tick
 from snet_cli.workflows.sliced_team import in_turn
 
-LARGE = 50_000_000
-"""Numbers of an output (samples times states) from which on it is written in slices: a file of about 0.8 GB, for which
-the whole would take 5 GB of memory."""
-
-SLICE_NUMBERS = 1_500_000
-"""Numbers of a slice, rounded to whole batches of the integrator."""
-
 
 def is_large(options: SimulateOptions, states: int) -> bool:
     """Whether this output is written in slices."""
-    return options.trajectories * (options.samples or 1) * states >= LARGE and options.trajectories > CHUNK
+    return options.trajectories * (options.samples or 1) * states >= slice_writer.LARGE and options.trajectories > CHUNK
 
 
 def write_simulation(
@@ -61,7 +55,7 @@ def write_simulation(
     OutputError
     """
     states = len(get_system(system).channels(parameters).states)
-    per_slice = max(1, SLICE_NUMBERS // (CHUNK * (options.samples or 1) * states)) * CHUNK
+    per_slice = max(1, slice_writer.SLICE_NUMBERS // (CHUNK * (options.samples or 1) * states)) * CHUNK
     cuts = [(b, min(b + per_slice, options.trajectories)) for b in range(0, options.trajectories, per_slice)]
     outcomes: Counter[str] = Counter()
 
