@@ -218,6 +218,13 @@ def test_a_full_disk_in_the_middle_leaves_the_old_file(snet: Snet, monkeypatch: 
     assert len(load_trajectories("out.h5")) == 400
 
 
+def test_a_disk_without_room_is_refused_before_any_work(snet: Snet) -> None:
+    ran = snet("simulate", "vehicle", "-o", "out.h5", "--trajectories", 10**8, "--max-memory", "4GB")
+    assert ran.code == 5
+    assert "on its disk, which has" in ran.err
+    assert os.listdir() == []
+
+
 def test_an_error_of_the_data_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
     data = recordings()
 

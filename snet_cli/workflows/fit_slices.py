@@ -20,7 +20,7 @@ from snet_cli.integration import Tolerances
 from snet_cli.training.block_delta import WARM_ELEMENTS, BlockDelta, warm_part
 from snet_cli.training.blocks import BlockProblem
 from snet_cli.training.loop import FitResult
-from snet_cli.training.method_choice import MethodChoice
+from snet_cli.training.method_choice import EXACT, MethodChoice
 from snet_cli.training.options import FitOptions
 from snet_cli.training.problem import Problem
 from snet_cli.training.relaxed import known_noise, scale_of_misfit
@@ -129,11 +129,20 @@ def _training(parts: Ingredients, sliced: SlicedSetup) -> Training:
         iteration_limit(options, DELTA),
         patience,
         stalls=options.theta_step.name != "adam",
-        notes=() if warm is None else (f"the first iterations descend on {WARM_ELEMENTS} elements.",),
+        notes=_notes(parts, sliced, warm=warm is not None),
         validation=validation,
         settled={IN_SLICES: True},
         team=team,
     )
+
+
+def _notes(parts: Ingredients, sliced: SlicedSetup, *, warm: bool) -> tuple[str, ...]:
+    """What differs from a run in one piece."""
+    notes = [f"the first iterations descend on {WARM_ELEMENTS} elements."] if warm else []
+    noise = parts.setup.step_zero.noise
+    if np.isfinite(noise).all() and (noise < EXACT * sliced.judged.spread).all():
+        notes.append("the samples are exact: in one piece R would be under Huber's loss, against kinks.")
+    return tuple(notes)
 
 
 def _room(parts: Ingredients) -> float:

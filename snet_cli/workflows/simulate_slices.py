@@ -17,16 +17,20 @@ from snet_cli.data import slice_writer
 from snet_cli.data.content import Content
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.slice_writer import save_slices, stored
-from snet_cli.data.storage import display
+from snet_cli.data.storage import display, require_room
 from snet_cli.distributed import Team
 from snet_cli.simulation.simulate import CHUNK, outcome_notes
 from snet_cli.simulation.simulate import simulate as integrated
 from snet_cli.systems.options import SimulateOptions
 from snet_cli.systems.registry import get_system
 from snet_cli.systems.system import SystemParameters
+from snet_cli.workflows import memory
 from snet_cli.workflows.provenance import history_line
 from snet_cli.workflows.reporter import Reporter, Tick
 from snet_cli.workflows.sliced_team import in_turn
+
+PACKED = 0.5
+"""Part of its numbers' bytes that a file has at least, packed: without room for that, nothing is begun."""
 
 
 def is_large(options: SimulateOptions, states: int) -> bool:
@@ -56,6 +60,12 @@ def write_simulation(
     """
     states = len(get_system(system).channels(parameters).states)
     per_slice = max(1, slice_writer.SLICE_NUMBERS // (CHUNK * (options.samples or 1) * states)) * CHUNK
+    memory.require_memory(
+        "a slice of the simulation", memory.of_simulation(per_slice, options.samples or 1, states), common
+    )
+    if team.is_lead:
+        numbers = float(options.trajectories) * (options.samples or 1) * options.keep * (2 * states + 1)
+        require_room(output, PACKED * memory.NUMBER * numbers)
     cuts = [(b, min(b + per_slice, options.trajectories)) for b in range(0, options.trajectories, per_slice)]
     outcomes: Counter[str] = Counter()
 
