@@ -2,14 +2,39 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from snet_cli.data.trajectory_file import save_trajectories
 from tests.command import Snet, run_in
 from tests.training_cases import spirals
 
-LARGE_LAG = ("--set", "model={hidden: [1000], input_lag: each}")
+MANY_WEIGHTS = ("--set", "model.hidden=[1000]")
 LAG = ("--set", "model={hidden: [8], input_lag: each}")
+FEW = ("few.h5", "--order", 10, "--elements", 1)
+
+ONCE = """
+import torch
+
+class Oscillator(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.A = torch.nn.Parameter(torch.eye(2, dtype=torch.float64))
+
+    def forward(self, t, x, u):
+        return Once.apply(x @ self.A)
+
+class Once(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return gradient.clone()
+"""
 
 
 @pytest.fixture
@@ -19,33 +44,35 @@ def snet(tmp_path, monkeypatch, capsys) -> Snet:
     save_trajectories("dense.h5", spirals(3, 60))
     save_trajectories("noisy.h5", spirals(3, 60, noise=0.05))
     save_trajectories("few.h5", spirals(3, 12))
+    Path("once.py").write_text(ONCE)
     return run_in(capsys)
 
 
 @pytest.mark.parametrize(
-    ("file", "options", "method", "words"),
+    ("arguments", "method", "words"),
     [
-        ("dense.h5", (), "delta", "below 0.001, and every trajectory is densely sampled."),
+        (("dense.h5",), "joint", "weights fits the memory."),
+        (("noisy.h5",), "joint", "weights fits the memory."),
+        (FEW, "joint", "weights fits the memory."),
+        (("dense.h5", *LAG), "joint", "weights fits the memory."),
+        (("dense.h5", *MANY_WEIGHTS), "delta", "below 0.001, and every trajectory is densely sampled. (Not joint: "),
+        (("noisy.h5", *MANY_WEIGHTS), "alpha", "standard deviations of 'b', not below 0.001. (Not joint: "),
+        ((*FEW, *MANY_WEIGHTS), "alpha", "samples of 'a' per unknown of its series, fewer than 2. (Not joint: "),
         (
-            "dense.h5",
-            ("--order", 14, "--elements", 1),
+            ("dense.h5", "--max-memory", "60MB"),
             "delta",
-            "below 0.001, and every trajectory is densely sampled.",
+            "weights are too many for its Schur complement or --max-memory.)",
         ),
-        ("dense.h5", LAG, "joint", "the inputs lag. The Schur complement of"),
-        ("dense.h5", (*LARGE_LAG, "--max-memory", "100MB"), "alpha", "weights are too many for --max-memory.)"),
-        ("noisy.h5", (), "alpha", "standard deviations of 'b', not below 0.001."),
+        (("dense.h5", "--set", "model.hidden_states=1"), "alpha", "nothing measures h1."),
         (
-            "few.h5",
-            ("--order", 10, "--elements", 1),
-            "alpha",
-            "samples of 'a' per unknown of its series, fewer than 2.",
+            ("dense.h5", "--model", "once.py:Oscillator"),
+            "delta",
+            "(Not joint: the module cannot be differentiated twice.)",
         ),
-        ("dense.h5", ("--set", "model.hidden_states=1"), "alpha", "nothing measures h1."),
     ],
 )
-def test_one_line_says_which_method_it_is_and_which_test_decided(snet, file, options, method, words):
-    ran = snet("fit", file, "-o", "m.h5", "--dry-run", "--json", *options)
+def test_one_line_says_which_method_it_is_and_which_test_decided(snet, arguments, method, words):
+    ran = snet("fit", *arguments, "-o", "m.h5", "--dry-run", "--json")
     assert ran.code == 0, ran.err
     lines = [line for line in ran.err.splitlines() if line.startswith("note: method ")]
     assert len(lines) == 1
@@ -55,7 +82,7 @@ def test_one_line_says_which_method_it_is_and_which_test_decided(snet, file, opt
     assert words in ran.json["method_reason"]
 
 
-@pytest.mark.parametrize(("file", "method"), [("dense.h5", "delta"), ("noisy.h5", "alpha")])
+@pytest.mark.parametrize(("file", "method"), [("dense.h5", "joint"), ("noisy.h5", "joint")])
 def test_the_result_names_the_method_that_was_chosen(snet, file, method):
     ran = snet("fit", file, "-o", "m.h5", "--model", "linear", "--iterations", 3, "--json")
     assert ran.json["method"] == method

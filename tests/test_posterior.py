@@ -237,7 +237,7 @@ def test_a_network_has_no_named_parameters(swing, snet):
 def test_what_rounding_hides_has_the_prior():
     rng = np.random.default_rng(0)
     slopes, prior = rng.standard_normal((4, 6)) * 1e9, rng.uniform(1, 5, 6)  # 4 equations for 6 numbers
-    spectrum = _Spectrum.of(slopes.T @ slopes, prior)
+    spectrum = _Spectrum.of(slopes, prior)
     factor = spectrum.factor(1.0)
     assert (np.triu(factor, 1) == 0).all()
     assert (np.diagonal(factor) > 0).all()
@@ -249,6 +249,16 @@ def test_what_rounding_hides_has_the_prior():
     np.testing.assert_allclose(spectrum.deviation(1.0), np.sqrt((inverse**2).sum(0)), rtol=1e-5)
     draws = np.linalg.solve(factor.T, rng.standard_normal((6, 40_000)))
     assert (directions[4] / prior) @ np.cov(draws) @ (directions[4] / prior) == pytest.approx(1.0, rel=0.05)
+
+
+def test_small_eigenvalues_of_exact_data_keep_their_digits():
+    """Their squares would be lost beside the largest: 1e-16 of it, while double precision tells 2e-16 N apart."""
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((6, 6)))[0] for _ in range(2))
+    size = np.array([1e9, 1e7, 1e5, 1e3, 1e1, 1e0])
+    root = np.linalg.qr(left * size @ right.T, mode="r")
+    # rounding of the largest, 1e-16 of 1e9, is 1e-7 of the smallest
+    np.testing.assert_allclose(_Spectrum.of(root, np.ones(6)).values, size**2, rtol=1e-5)
 
 
 class Branching(Driven):
@@ -274,4 +284,4 @@ def test_members_move_along_the_derivative_by_theta(kind):
         found = Ensemble(model, changes)(t, x, torch.cat([u, member[:, None].double()], 1))
     f, _, G = theta_jacobian(Driven(), t, x, u)
     # a central difference: steps of 6e-6 leave 1e-10, rounding as much
-    torch.testing.assert_close(found, f + (G @ changes[member][:, :, None])[:, :, 0], rtol=1e-8, atol=1e-8)
+    torch.testing.assert_close(found, f + (G.dense() @ changes[member][:, :, None])[:, :, 0], rtol=1e-8, atol=1e-8)

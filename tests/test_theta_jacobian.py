@@ -10,10 +10,12 @@ from snet_cli.errors import NumericalError
 from snet_cli.models.base import Model, StateSpace
 from snet_cli.models.options import LinearOptions, MlpOptions, MultiAgentOptions, VehicleOptions
 from snet_cli.models.registry import build_model
+from snet_cli.models.theta_blocks import ThetaJacobian
 from snet_cli.models.user import UserModel
 from snet_cli.models.vehicle import INPUTS, STATES
 from snet_cli.training import theta_jacobian as routes
 from snet_cli.training.state_jacobian import evaluate, state_jacobian
+from snet_cli.training.weight_system import add_gram
 
 F64 = torch.float64
 POINTS = 5
@@ -54,6 +56,26 @@ class Undifferentiable(Oscillator):
         return torch.as_tensor((self.k * x).numpy() ** 2)
 
 
+class Once(torch.autograd.Function):
+    """The identity, whose derivative cannot be differentiated again."""
+
+    @staticmethod
+    def forward(ctx, x):
+        return x.clone()
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx, gradient):
+        return gradient.clone()
+
+
+class DifferentiableOnce(Oscillator):
+    """An operator that neither vmap nor a second derivative knows."""
+
+    def forward(self, t, x, u):
+        return Once.apply(super().forward(t, x, u))
+
+
 def case(name: str, dtype=F64, **options) -> tuple[Model, tuple]:
     """A model and points for it."""
     n, m, c = {"vehicle": (6, 2, 2), "multi-agent": (9, 2, 7)}.get(name, (3, 2, 0))
@@ -89,9 +111,14 @@ CASES = {
 }
 
 
+def arrays(jacobians) -> list[torch.Tensor]:
+    """f, F and G with all its entries."""
+    return [part.dense() if isinstance(part, ThetaJacobian) else part for part in jacobians]
+
+
 def assert_same(got, wanted, tolerance):
     """Equal to rounding, relative to the largest entry of each array."""
-    for mine, theirs in zip(got, wanted, strict=True):
+    for mine, theirs in zip(arrays(got), arrays(wanted), strict=True):
         assert mine.dtype == F64
         torch.testing.assert_close(mine, theirs, rtol=0.0, atol=tolerance * max(1.0, float(theirs.abs().max())))
 
@@ -107,18 +134,18 @@ def test_every_model_agrees_with_automatic_differentiation(name):
     F = by_state(at[1], at[0], at[2]).detach()
     assert_same(got[:2], (value.detach(), F), 1e-12)
     assert_same(state_jacobian(model, *at), (value.detach(), F), 1e-12)
-    assert not any(part.requires_grad for part in got)
+    assert not any(part.requires_grad for part in arrays(got))
 
 
 def test_torch_func_and_the_pass_per_parameter_agree():
     """Routes 2 and 3 on scalar, frozen and unused parameters; a branch on values leaves only route 3."""
     at = points(2, 1)
     wanted = routes._by_vmap(UserModel(Oscillator()), *at)
-    x = at[1]
-    torch.testing.assert_close(wanted.G[:, 1, 0], -x[:, 0], rtol=0, atol=1e-15)
-    torch.testing.assert_close(wanted.G[:, 1, 1], -x[:, 1] * x[:, 1].abs(), rtol=0, atol=1e-15)
-    torch.testing.assert_close(wanted.G[:, 1, 2], at[2][:, 0], rtol=0, atol=1e-15)
-    assert not wanted.G[..., 3:].any()
+    x, G = at[1], wanted.G.dense()
+    torch.testing.assert_close(G[:, 1, 0], -x[:, 0], rtol=0, atol=1e-15)
+    torch.testing.assert_close(G[:, 1, 1], -x[:, 1] * x[:, 1].abs(), rtol=0, atol=1e-15)
+    torch.testing.assert_close(G[:, 1, 2], at[2][:, 0], rtol=0, atol=1e-15)
+    assert not G[..., 3:].any()
     with pytest.raises(RuntimeError):
         routes._by_vmap(UserModel(Branching()), *at)
     assert_same(routes.theta_jacobian(UserModel(Branching()), *at), wanted, 1e-14)
@@ -128,17 +155,41 @@ def test_torch_func_and_the_pass_per_parameter_agree():
 def test_products_are_those_with_the_formed_matrix(name):
     """G dθ and Gᵀ v without forming G."""
     model, at = case(name, hidden=[3])
-    f, _, G = routes.theta_jacobian(model, *at)
+    f, _, formed = routes.theta_jacobian(model, *at)
+    G, products = formed.dense(), routes.ThetaProducts(model, *at)
     direction, vectors = torch.randn(G.shape[2], dtype=F64), torch.randn_like(f)
+    transposed = torch.einsum("qik,qi->k", G, vectors)
+    assert_same([products.product(direction), products.transpose_product(vectors)], [G @ direction, transposed], 1e-13)
+    assert_same([products.f, formed.transpose_product(vectors)], [f, transposed], 1e-13)
+
+
+@pytest.mark.parametrize("name", ["mlp", "mlp, all that is known", "vehicle"])
+def test_what_is_done_block_by_block_is_done_to_the_matrix(name):
+    """Weights of rows, GᵀG, a map over the nodes of an element and a product from the left; two elements of 5 nodes."""
+    kind, options = CASES[name]
+    model, at = case(kind, **options)
+    t, x, u = (torch.cat([part, part.flip(0)]) for part in at)
+    _, _, G = routes.theta_jacobian(model, t, x, u)
+    n, size = G.shape[1:]
+    factor, left, nodes = torch.rand(2 * POINTS, n), torch.randn(2, 7, POINTS * n), torch.randn(2, POINTS, POINTS)
+    factor, left, nodes = factor.to(F64), left.to(F64), nodes.to(F64)
+    wanted = G.dense() * factor[:, :, None]
+    G.weighted_(factor)
+    gram = torch.zeros(size, size, dtype=F64)
+    add_gram(gram, G)
+    by_element = wanted.view(2, POINTS, n * size)
+    mapped = G.by_element(lambda values: nodes @ values, POINTS)
     assert_same(
+        [G.dense(), gram, mapped.dense(), G.left_product(left)],
         [
-            routes.theta_product(model, *at, direction),
-            routes.theta_transpose_product(model, *at, vectors),
-            routes.ThetaProducts(model, *at).f,
+            wanted,
+            wanted.flatten(0, 1).T @ wanted.flatten(0, 1),
+            (nodes @ by_element).view_as(wanted),
+            left @ wanted.view(2, POINTS * n, size),
         ],
-        [G @ direction, torch.einsum("qik,qi->k", G, vectors), f],
         1e-13,
     )
+    torch.testing.assert_close(G.total(), wanted.sum(), rtol=1e-12, atol=1e-12)
 
 
 def test_a_float32_network_gives_its_own_rates_in_float64():
@@ -149,7 +200,7 @@ def test_a_float32_network_gives_its_own_rates_in_float64():
         with torch.no_grad():
             torch.testing.assert_close(got.f, evaluate(model, *at), rtol=2e-6, atol=2e-6)
         assert_same(got, routes._by_parameter(model, *at), 2e-5)
-        assert routes.theta_product(model, *at, torch.ones(got.G.shape[2], dtype=F64)).dtype == F64
+        assert routes.ThetaProducts(model, *at).product(torch.ones(got.G.shape[2], dtype=F64)).dtype == F64
 
 
 def test_a_model_without_parameters_has_an_empty_theta_jacobian():
@@ -164,9 +215,10 @@ def test_a_model_without_parameters_has_an_empty_theta_jacobian():
 
 
 def test_what_cannot_be_differentiated_is_refused():
-    """A module that leaves torch gets a sentence."""
-    with pytest.raises(NumericalError, match="cannot be differentiated"):
-        routes.theta_jacobian(UserModel(Undifferentiable()), *points(2, 1))
+    """A module that leaves torch, or whose product with G would silently be zero, gets a sentence."""
+    for module in (Undifferentiable(), DifferentiableOnce()):
+        with pytest.raises(NumericalError, match="cannot be differentiated"):
+            routes.theta_jacobian(UserModel(module), *points(2, 1))
 
 
 def test_chunks_cover_the_points_within_the_memory():

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from snet_cli.models.elementwise import value_and_slope
+from snet_cli.models.theta_blocks import ThetaJacobian
 
 
 class PointJacobians(NamedTuple):
@@ -26,13 +27,13 @@ class PointJacobians(NamedTuple):
         ẋ = f(t, x, u; θ).
     F : Tensor, shape (Q, n, n)
         Entry [q, i, a] = ∂f_i / ∂x_a.
-    G : Tensor, shape (Q, n, N_θ)
+    G : ThetaJacobian, shape (Q, n, N_θ)
         Entry [q, i, k] = ∂f_i / ∂θ_k, with θ the model's parameters in their order, each flattened, concatenated.
     """
 
     f: Tensor
     F: Tensor
-    G: Tensor
+    G: ThetaJacobian
 
 
 class StackPass:

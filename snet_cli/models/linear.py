@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from snet_cli.models.base import Model, NodeData, StateSpace
 from snet_cli.models.jacobian import PointJacobians, block_rows
 from snet_cli.models.options import ModelOptions
+from snet_cli.models.theta_blocks import ThetaJacobian
 
 
 class Linear(Model):
@@ -37,7 +38,9 @@ class Linear(Model):
         dtype, n = self.A.dtype, len(self.c)
         f = self.from_features(t, x.to(dtype), u.to(dtype)).detach().to(x.dtype)
         by_theta = [block_rows(part, n) for part in (x, u, torch.ones_like(x[:, :1]))]
-        return PointJacobians(f, self.A.detach().to(x.dtype).expand(len(x), n, n), torch.cat(by_theta, -1))
+        return PointJacobians(
+            f, self.A.detach().to(x.dtype).expand(len(x), n, n), ThetaJacobian.full(torch.cat(by_theta, -1))
+        )
 
     def solve_in_closed_form(self, data: NodeData) -> bool:
         """Weighted least squares of ẋ on (x, u, 1), with columns scaled to equal size before the QR factorisation.

@@ -19,6 +19,7 @@ from snet_cli.models.base import Model, NodeData, StateSpace, last_layers, layer
 from snet_cli.models.jacobian import PointJacobians, StackPass
 from snet_cli.models.options import MlpOptions, ModelOptions
 from snet_cli.models.stacks import StackForm, StackTerm
+from snet_cli.models.theta_blocks import ThetaBlock, ThetaJacobian
 
 
 class Mlp(Model):
@@ -140,15 +141,19 @@ class Mlp(Model):
 
         by_state = by_channel[..., : x.shape[1]]
         if not self.given and not self.lags:
-            return PointJacobians(f, by_state, by_theta)
+            return PointJacobians(f, by_state, ThetaJacobian.full(by_theta))
         taus = 0 if self.log_lag is None else self.log_lag.numel()  # in front of the network's weights
-        F, G = x.new_zeros(*x.shape, x.shape[1]), x.new_zeros(*x.shape, taus + count)
-        F[:, self.learned], G[:, self.learned, taus:] = by_state, by_theta
+        F, by_tau = x.new_zeros(*x.shape, x.shape[1]), x.new_zeros(len(x), len(self.lags), taus)
+        F[:, self.learned] = by_state
         F[:, list(self.given), self.velocity] = 1.0
         for number, row in enumerate(self.lags):
             F[:, row, row] = -1.0 / self.lag_times()[number].detach()
-            G[:, row, min(number, taus - 1)] = -rates[0][:, number]  # dτ = τ d(ln τ)
-        return PointJacobians(f, F, G)
+            by_tau[:, number, min(number, taus - 1)] = -rates[0][:, number]  # dτ = τ d(ln τ)
+        blocks = [ThetaBlock(self.learned, slice(taus, taus + count), by_theta)]
+        if self.lags:
+            lagging = torch.tensor(list(self.lags), dtype=torch.long, device=x.device)
+            blocks.append(ThetaBlock(lagging, slice(0, taus), by_tau))
+        return PointJacobians(f, F, ThetaJacobian(tuple(blocks), (*x.shape, taus + count)))
 
     def fit_normalization(self, data: NodeData) -> None:
         """Weighted mean and standard deviation of what the network sees; root mean square of what it predicts."""

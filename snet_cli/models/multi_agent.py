@@ -17,6 +17,7 @@ from snet_cli.models.base import Model, StateSpace, last_layers, layers
 from snet_cli.models.jacobian import PointJacobians, StackPass, as_matrix, block_rows
 from snet_cli.models.options import ModelOptions, MultiAgentOptions
 from snet_cli.models.stacks import StackForm, StackTerm
+from snet_cli.models.theta_blocks import ThetaJacobian
 
 
 class MultiAgent(Model):
@@ -66,7 +67,7 @@ class MultiAgent(Model):
         """Every agent at every point is a point of the shared network J; the policy couples the agents in ∂f/∂x."""
         G = x.new_empty(*x.shape, sum(p.numel() for p in self.parameters()))
         f, F = self._pull_back(t, x, u, G)
-        return PointJacobians(f, F, G)
+        return PointJacobians(f, F, ThetaJacobian.full(G))
 
     def closed_form_state_jacobian(self, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, Tensor]:
         """The same without ∂f/∂θ: the number of backward passes does not grow with the agents."""

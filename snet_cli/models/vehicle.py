@@ -15,6 +15,7 @@ from snet_cli.models.base import Model, StateSpace, last_layers, layers
 from snet_cli.models.jacobian import PointJacobians, StackPass, as_matrix, block_rows
 from snet_cli.models.options import ModelOptions, VehicleOptions
 from snet_cli.models.stacks import StackForm, StackTerm
+from snet_cli.models.theta_blocks import ThetaBlock, ThetaJacobian
 
 STATES = ("x", "y", "phi", "vx", "vy", "omega")
 INPUTS = ("Fx", "tau")
@@ -90,21 +91,22 @@ class Vehicle(Model):
         f = _rates(J.output, C.output, d.output, v, force, mass)
 
         sizes = [sum(p.numel() for p in network.parameters()) for network in (self.J, self.C, self.d)]
-        G = x.new_empty(*x.shape, sum(sizes))
-        G[:, :3, sizes[0] :].zero_()
-        G[:, 3:, : sizes[0]].zero_()
-        by_J, by_C, by_d = torch.split(G, sizes, -1)
+        upper, lower = x.new_empty(len(x), 3, sizes[0]), x.new_empty(len(x), 3, sizes[1] + sizes[2])
         rows = block_rows(v, 3)
-        by_heading = J.pull_back(rows, by_J[:, :3])
-        by_v = C.pull_back(-rows / mass[..., None], by_C[:, 3:])
-        by_v = by_v + d.pull_back(torch.diag_embed(-1.0 / mass), by_d[:, 3:])
+        by_heading = J.pull_back(rows, upper)
+        by_v = C.pull_back(-rows / mass[..., None], lower[..., : sizes[1]])
+        by_v = by_v + d.pull_back(torch.diag_embed(-1.0 / mass), lower[..., sizes[1] :])
+        blocks = (
+            ThetaBlock(slice(0, 3), slice(0, sizes[0]), upper),
+            ThetaBlock(slice(3, 6), slice(sizes[0], sum(sizes)), lower),
+        )
 
         F = x.new_zeros(*x.shape, 6)
         sine, cosine = heading[:, None].unbind(-1)
         F[:, :3, 2] = by_heading[..., 0] * cosine - by_heading[..., 1] * sine
         F[:, :3, 3:] = as_matrix(J.output, 3)
         F[:, 3:, 3:] = by_v - as_matrix(C.output, 3) / mass[..., None]
-        return PointJacobians(f.to(x.dtype), F, G)
+        return PointJacobians(f.to(x.dtype), F, ThetaJacobian(blocks, (*x.shape, sum(sizes))))
 
 
 def _rates(J: Tensor, C: Tensor, d: Tensor, v: Tensor, force: Tensor, mass: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ class Batch(NamedTuple):
     @property
     def root(self) -> Tensor:
         """W^½ ⊗ S on the residuals of each node, shape (N, P, n)."""
-        return self.part.quadrature.sqrt()[:, :, None] * self.part.scale
+        return self.part.quadrature.sqrt()[:, :, None] * self.part.element_scale
 
     def points(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Times (Q,), x (Q, n) and u (Q, m + c) at all nodes in one list, for node values (N, P, n)."""
@@ -230,12 +230,13 @@ class ArrowProblem:
         """R, L and the penalty at node values X and the model's θ."""
         with torch.no_grad():
             defect = self.relaxed.defect(self.model, nodes)
-            whitened = self.relaxed.quadrature.sqrt()[:, :, None] * self.relaxed.scale * defect
+            whitened = self.relaxed.quadrature.sqrt()[:, :, None] * self.relaxed.element_scale * defect
             square = weighted_square(self.relaxed, defect).sum()
             top = (self.tail[:, None, :] @ whitened).square().sum()
             sums = self.team.sum(top, square, misfit(self.relaxed, nodes).sum())
         tail, R, L = (float(value) for value in sums)
-        return Loss(R - tail, tail, L, self.prior * float(self.theta().square().sum()))
+        # rounding may make the difference negative where nothing is left; a NaN stays one
+        return Loss(max(R - tail, 0.0), tail, L, self.prior * float(self.theta().square().sum()))
 
     def state_system(self, batch: Batch, x: Tensor, gamma: float, rates: Tensor, F: Tensor) -> StateSystem:
         """A, g_x, M and T d of one batch.
@@ -253,7 +254,8 @@ class ArrowProblem:
         blocks, gradient = normal_blocks(part, x, gamma, batch.grams, defect, F)
         free = (~part.known_start).to(x.dtype)
         # the ψ_p-component of the residuals: n rows (sign dropped), and their values
-        top = (batch.tail * part.quadrature.sqrt())[:, None, :, None] * (part.scale[:, None, None] * F.transpose(1, 2))
+        by_row = part.element_scale[:, 0, :, None, None] * F.transpose(1, 2)  # (N, n, P, n)
+        top = (batch.tail * part.quadrature.sqrt())[:, None, :, None] * by_row
         top[part.first_elements, :, 0] *= free[:, None, :]
         top = top.reshape(N, n, P * n)
         whitened = batch.root * defect
@@ -269,10 +271,10 @@ class ArrowProblem:
 def _coupling(batch: Batch, F: Tensor, free: Tensor) -> Tensor:
     """M = J_xᵀ T_eᵀ, shape (N, Pn, Pn): node a and state j in the rows, residual q and i in the columns."""
     part = batch.part
-    scaled = part.scale[:, None] * F  # s_i F_a,ij
+    scaled = part.element_scale[..., None] * F  # s_i F_a,ij
     M = -scaled.mT[:, :, :, None, :] * batch.projected[:, :, None, :, None]  # [e, a, j, q, i]
     by_state = torch.diagonal(M, dim1=2, dim2=4)  # (N, P, P, n), a view
-    by_state += batch.slopes[..., None] * part.scale
+    by_state += batch.slopes[..., None] * part.element_scale[:, None]
     M[part.first_elements, 0] *= free[:, :, None, None]
     return M.flatten(3, 4).flatten(1, 2)
 

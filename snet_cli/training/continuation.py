@@ -24,6 +24,10 @@ SETTLED = 5e-3
 LEVEL_GAIN, LAST_GAIN = 1e-2, 1e-3
 """Relative decrease of J in one step below which a level, and the last one, has converged."""
 
+EXACT_GAIN = 5e-2
+"""The same for both on exact data: there J is what is left of the warm-up (`warm_up`), far below the error of any
+forecast from it, and a step more costs as much as twenty of the warm-up."""
+
 LEVEL_STEPS = 8
 """Most steps on a level that is not the last: a warm start needs the neighbourhood of its minimum only."""
 
@@ -37,9 +41,12 @@ class Continuation:
     ----------
     gamma : float, optional
         A γ that stays; falling from `START` unless given.
+    exact : bool
+        Whether the data is.
     """
 
-    def __init__(self, gamma: float | None = None) -> None:
+    def __init__(self, gamma: float | None = None, *, exact: bool = False) -> None:
+        self.level_gain, self.last_gain = (EXACT_GAIN, EXACT_GAIN) if exact else (LEVEL_GAIN, LAST_GAIN)
         self.gamma = START if gamma is None else gamma
         self.steps = 0
         self.closed = self.fixed = gamma is not None
@@ -63,14 +70,14 @@ class Continuation:
         """
         self.steps += 1
         if self.closed:
-            return "converged" if gain < LAST_GAIN else "stay"
-        if gain >= LEVEL_GAIN and self.steps < LEVEL_STEPS:
+            return "converged" if gain < self.last_gain else "stay"
+        if gain >= self.level_gain and self.steps < LEVEL_STEPS:
             return "stay"
         settled = abs(misfit - self.last_misfit) <= SETTLED * misfit
         self.last_misfit = misfit
         if settled or residual <= CLOSED * tail or self.gamma <= LEAST * math.sqrt(FACTOR):
             self.closed = True
-            return "converged" if gain < LAST_GAIN else "stay"
+            return "converged" if gain < self.last_gain else "stay"
         self.gamma /= FACTOR
         self.steps = 0
         return "tighten"

@@ -107,7 +107,7 @@ class Joint:
         self.prior, self.memory, self.exact = prior, memory, exact
         self.remesher, self.gain, self.refined_at = remesher, Gain(), 0
         self._use(relaxed, nodes_of(problem))
-        self.continuation = Continuation(gamma)
+        self.continuation = Continuation(gamma, exact=exact)
         self.damping, self.state_damping = START_DAMPING, STATE_DAMPING
         self.iteration = self.evaluations = 0
         self.outcome: Outcome | None = None
@@ -159,9 +159,16 @@ class Joint:
         total = math.nan if self.outcome == "not-finite" else before.total(gamma)
         return Step(before.residual, before.misfit, total)
 
+    def _let_count(self, share: Tensor) -> None:
+        """Weigh the residuals of each element as the warm-up did; what a jump of f spoils, no finer mesh mends."""
+        self._use(replace(self.arrow.relaxed, share=share), self.nodes)
+        self.remesher = None
+
     def _warm_up(self, warm_up: WarmUp) -> Step:
         value = warm_up.step()
         self.evaluations = warm_up.evaluations
+        if warm_up.done and warm_up.share is not None:
+            self._let_count(warm_up.share)
         error = float(self.team.sum(misfit(self.arrow.relaxed, self.nodes).sum())[0])
         return Step(value, error, self.gamma * error + value)
 
@@ -229,6 +236,11 @@ class Joint:
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned, on a model with the θ of that moment."""
+        if self.warm_up is not None:
+            own = {k.removeprefix("warm_up."): v for k, v in state.items() if k.startswith("warm_up.")}
+            self.warm_up.restore(own)
+            if self.warm_up.done and self.warm_up.share is not None:
+                self._let_count(self.warm_up.share)
         if self.remesher is not None:
             mesh = mesh_from_state({k.removeprefix("mesh."): v for k, v in state.items() if k.startswith("mesh.")})
             first = self.team.before(self.mesh.trajectories)
@@ -250,6 +262,3 @@ class Joint:
         )
         ended = counts[8]
         self.outcome = None if ended < 0 else Outcome.__args__[int(ended)]  # type: ignore[attr-defined]
-        if self.warm_up is not None:
-            own = {k.removeprefix("warm_up."): v for k, v in state.items() if k.startswith("warm_up.")}
-            self.warm_up.restore(own)

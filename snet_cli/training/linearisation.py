@@ -15,26 +15,25 @@ forward and one backward pass of f and one solution with A; `krylov` does the re
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from snet_cli.models.theta_blocks import ThetaJacobian
 from snet_cli.training.arrow import ArrowProblem, Batch, StateSystem
 from snet_cli.training.block_solver import BlockFactor
 from snet_cli.training.krylov import KrylovSystem
 from snet_cli.training.state_jacobian import state_jacobian
 from snet_cli.training.theta_jacobian import ThetaProducts, theta_jacobian
-from snet_cli.training.weight_system import WeightSystem, symmetric_gram
+from snet_cli.training.weight_system import WeightSystem, add_gram, symmetric_gram
 
 NOT_NEGATIVE = 4e-15
 """Added to the diagonal of 1 - t tᵀ - QᵀQ, whose least eigenvalues are zero and round to either side; ten times more
 until the factor exists. In S it is what a damping of that size would be."""
 
 KEPT_COPIES = 5
-"""Arrays of the size of A that stay for back-substitution: blocks, coupling, factor, and room for a solution."""
+"""Arrays of the size of A that stay for back-substitution beside G̃: blocks, coupling, factor, room for a solution."""
 
 
 class Move(NamedTuple):
@@ -45,21 +44,36 @@ class Move(NamedTuple):
     promise: float
 
 
+class WeightedProducts(NamedTuple):
+    """Products with G̃ where it is not formed: those with ∂f/∂θ, and the factor (Q, n) of each residual."""
+
+    products: ThetaProducts
+    factor: Tensor
+
+    def product(self, direction: Tensor) -> Tensor:
+        """G̃ dθ, shape (Q, n)."""
+        return self.factor * self.products.product(direction)
+
+    def transpose_product(self, vectors: Tensor) -> Tensor:
+        """G̃ᵀ v, shape (N_θ,), for vectors of shape (Q, n)."""
+        return self.products.transpose_product(self.factor * vectors)
+
+
 class _Eliminated(NamedTuple):
-    """A batch with A factored, and products with ∂f/∂θ at its points."""
+    """A batch with A factored, and G̃ = (W^½ ⊗ S) ∂f/∂θ at its points: formed, or as products."""
 
     batch: Batch
     system: StateSystem
     factor: BlockFactor
-    products: ThetaProducts
+    by_theta: ThetaJacobian | WeightedProducts
 
     def forward(self, weights: Tensor) -> Tensor:
         """G̃ dθ, shape (N, Pn, 1)."""
-        return (self.batch.root * self.products.product(weights).view_as(self.system.residual)).flatten(1)[..., None]
+        return self.by_theta.product(weights).view_as(self.system.residual).flatten(1)[..., None]
 
     def back(self, vector: Tensor) -> Tensor:
-        """G̃ᵀ v, shape (N_θ,), for v of shape (N, Pn, 1)."""
-        return self.products.transpose_product((self.batch.root * vector.view_as(self.batch.root)).flatten(0, 1))
+        """G̃ᵀ v, shape (N_θ,), for v with the entries of (N, P, n)."""
+        return self.by_theta.transpose_product(vector.reshape(-1, self.system.residual.shape[2]))
 
     def left_over(self, vector: Tensor) -> Tensor:
         """(1 - t tᵀ - Mᵀ A⁻¹ M) v, shape (N, Pn, 1)."""
@@ -100,9 +114,9 @@ class Linearisation:
         self.ridge = state_damping * gamma
         self.finite, self.failed = True, False
         self._kept: list[_Eliminated] = []
-        bytes_kept = 8 * KEPT_COPIES * problem.rows**2 * problem.relaxed.trajectory.numel()
-        self._keeps = bytes_kept <= problem.memory
         theta, self.team = problem.theta(), problem.team
+        rows = KEPT_COPIES * problem.rows + theta.numel() * problem.formed
+        self._keeps = 8 * rows * problem.rows * problem.relaxed.trajectory.numel() <= problem.memory
         self.prior = gamma * problem.prior if self.team.is_lead else 0.0  # once in the sum over the processes
         self.gradient = self.prior * theta
         self._reduced_gradient = self.gradient.clone()
@@ -143,14 +157,13 @@ class Linearisation:
         matrix = self.prior * torch.eye(size, dtype=dtype, device=device)
         for batch in self.problem.batches:
             x = self.nodes[batch.elements]
-            N, P, n = x.shape
             rates, F, G = theta_jacobian(self.problem.model, *batch.points(x))
-            done = self._factored(batch, x, rates, F)
-            G = G.reshape(N, P * n, size).mul_(batch.root.flatten(1)[:, :, None])  # G̃
-            if not self._usable(done, G):
+            G.weighted_(batch.root.flatten(0, 1))  # G̃
+            done = self._factored(batch, x, rates, F, G)
+            if not self._usable(done, G.total()):
                 break
-            matrix += _schur_share(done, G)
-            self._add_gradients(done, partial(_transposed, G.flatten(0, 1)))
+            _add_schur_share(matrix, done, G)
+            self._add_gradients(done)
         (matrix,) = self._summed(matrix)
         return WeightSystem.build(matrix, self._reduced_gradient, self.problem.model, exact=self.problem.exact)
 
@@ -160,7 +173,7 @@ class Linearisation:
             done = self._eliminate(batch)
             if not self._usable(done, done.system.residual):
                 break
-            self._add_gradients(done, done.back)
+            self._add_gradients(done)
         self._summed()
         return KrylovSystem(self._product, self._reduced_gradient, self.problem.model)
 
@@ -182,14 +195,19 @@ class Linearisation:
     def _eliminate(self, batch: Batch) -> _Eliminated:
         """Factor A of a batch without ∂f/∂θ."""
         x = self.nodes[batch.elements]
-        return self._factored(batch, x, *state_jacobian(self.problem.model, *batch.points(x)))
+        points = batch.points(x)
+        rates, F = state_jacobian(self.problem.model, *points)
+        products = ThetaProducts(self.problem.model, *points)
+        return self._factored(batch, x, rates, F, WeightedProducts(products, batch.root.flatten(0, 1)))
 
-    def _factored(self, batch: Batch, x: Tensor, rates: Tensor, F: Tensor) -> _Eliminated:
+    def _factored(
+        self, batch: Batch, x: Tensor, rates: Tensor, F: Tensor, by_theta: ThetaJacobian | WeightedProducts
+    ) -> _Eliminated:
         system = self.problem.state_system(batch, x, self.gamma, rates, F)
         damped = system.blocks.clone()
         torch.diagonal(damped, dim1=1, dim2=2).add_(self.ridge * batch.measure.flatten(1))
         factor = BlockFactor(damped, batch.part.trajectory, x.shape[2])
-        return _Eliminated(batch, system, factor, ThetaProducts(self.problem.model, *batch.points(x)))
+        return _Eliminated(batch, system, factor, by_theta)
 
     def _usable(self, done: _Eliminated, *others: Tensor) -> bool:
         """Whether everything is finite and A has a factor; says so in `finite` and `failed`."""
@@ -200,31 +218,26 @@ class Linearisation:
             self._kept.append(done)
         return not self.failed
 
-    def _add_gradients(self, done: _Eliminated, back: Callable[[Tensor], Tensor]) -> None:
-        """A batch's share of g_θ, and of what is left of it when X follows, by v -> G̃ᵀ v."""
-        self.gradient = self.gradient - back(done.system.residual)
-        self._reduced_gradient = self._reduced_gradient - back(done.reduced_residual())
+    def _add_gradients(self, done: _Eliminated) -> None:
+        """A batch's share of g_θ, and of what is left of it when X follows."""
+        self.gradient = self.gradient - done.back(done.system.residual)
+        self._reduced_gradient = self._reduced_gradient - done.back(done.reduced_residual())
 
 
-def _transposed(matrix: Tensor, vector: Tensor) -> Tensor:
-    """Gᵀ v of G (Q n, N_θ)."""
-    return vector.flatten() @ matrix
-
-
-def _schur_share(done: _Eliminated, G: Tensor) -> Tensor:
-    """A batch's part of S from G̃ (N, Pn, N_θ)."""
+def _add_schur_share(total: Tensor, done: _Eliminated, G: ThetaJacobian) -> None:
+    """Add a batch's part of S from G̃ to `total`."""
     batch, factor, M = done.batch, done.factor, done.system.coupling
     N, P, n = done.system.residual.shape
     if G.shape[2] < P * n:
-        rows = batch.project(G.view(N, P, -1)).flatten(0, 1).view(N * P * n, -1)
-        return symmetric_gram(rows) - factor.gram(M @ G)
+        add_gram(total, G.by_element(batch.project, P))
+        total -= factor.gram(G.left_product(M))
+        return
     inner, ends = factor.condense(M)
-    projector = batch.project(torch.eye(P * n, dtype=G.dtype, device=G.device).view(1, P, -1).expand(N, -1, -1))
+    projector = batch.project(torch.eye(P * n, dtype=M.dtype, device=M.device).view(1, P, -1).expand(N, -1, -1))
     K = _root(projector.reshape(N, P * n, P * n) - inner.mT @ inner)
-    share = symmetric_gram((K @ G).flatten(0, 1))
-    for part in factor.boundary_parts(ends @ G):
-        share -= symmetric_gram(part.flatten(0, 1))
-    return share
+    total += symmetric_gram(G.left_product(K).flatten(0, 1))
+    for part in factor.boundary_parts(G.left_product(ends)):
+        total -= symmetric_gram(part.flatten(0, 1))
 
 
 def _root(matrices: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
 """`--method auto`: which method, and the test that decided.
 
-δ-SNet where step 0 leaves nothing to improve, `joint` where inputs lag and its Schur complement fits the memory, α-SNet
-otherwise.
+Joint Gauss-Newton wherever nothing keeps it from being used (`why_not_joint`); else δ-SNet where step 0 leaves nothing
+to improve, and α-SNet otherwise.
 """
 
 from __future__ import annotations
@@ -14,10 +14,15 @@ from numpy.typing import NDArray
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.spectral.fitting import ILL_CONDITIONED, channel_scales
 from snet_cli.spectral.mesh import Mesh
+from snet_cli.training.starts import free_states
 from snet_cli.training.state_layout import StateLayout
 
 SAMPLES_PER_UNKNOWN = 2.0
 """Measured values per unknown of its series that every trajectory and channel must have for δ-SNet."""
+
+MOST_WORK = 1e12
+"""Products for one Schur complement, N_θ² for each residual, beyond which a step of joint takes about a minute of one
+core: the first-order methods, whose iterations cost N_θ a residual, have learned before joint has begun."""
 
 EXACT = 1e-3
 """Held-out error of step 0, in standard deviations of the channel, below which its series is as good as the truth."""
@@ -48,7 +53,7 @@ def choose_method(
     hidden: tuple[str, ...] = (),
     determined: bool = True,
 ) -> MethodChoice:
-    """The rule of `--method auto`.
+    """The rule of `--method auto` where it is not joint.
 
     Parameters
     ----------
@@ -92,20 +97,21 @@ def choose_method(
     return MethodChoice("delta", f"{found}, below {EXACT:g}, and every trajectory is densely sampled.")
 
 
-def or_joint(choice: MethodChoice, layout: StateLayout, weights: int, *, fits: bool) -> MethodChoice:
-    """`joint` instead where all that no output sees are lags of inputs, and its Schur complement fits the memory.
+def why_not_joint(layout: StateLayout, weights: int, residuals: int, *, fits: bool) -> str | None:
+    """What keeps joint Gauss-Newton from being the method of `--method auto`; None where nothing does.
 
     Parameters
     ----------
-    choice : MethodChoice
-        Of `choose_method`.
-    weights : int
-        N_θ.
+    layout : StateLayout
+    weights, residuals : int
+        N_θ, and n for each node of each element.
     fits : bool
-        Whether S and the arrays of a trajectory fit.
+        Whether S and the arrays of a trajectory fit the memory.
     """
-    if not layout.lags or len(layout.hidden) != len(layout.lags):
-        return choice
+    if hidden := [layout.states[i] for i in free_states(layout)]:
+        return f"nothing measures {', '.join(hidden)}, which takes several starts"
     if not fits:
-        return choice._replace(reason=f"{choice.reason} (joint: {weights} weights are too many for --max-memory.)")
-    return MethodChoice("joint", f"the inputs lag. The Schur complement of {weights} weights fits the memory.")
+        return f"{weights} weights are too many for its Schur complement or --max-memory"
+    if residuals * weights**2 > MOST_WORK:
+        return f"a step on {residuals} residuals and {weights} weights takes too long"
+    return None

@@ -48,11 +48,12 @@ class FitOptions(BaseModel):
         "auto", "delta", "alpha", "joint", "bkpr-euler", "bkpr-dopri5", "adj-euler", "adj-dopri5", "anode"
     ] = Field(
         default="auto",
-        description="delta; alpha for sparse, noisy or partly observed data; joint: trajectories and weights together "
-        "down to the exact equations; bkpr-euler, bkpr-dopri5, adj-euler, "
-        "adj-dopri5 and anode are the solver-based neighbours, to compare with; auto: delta where every trajectory has "
-        "two samples per unknown, step 0 is well conditioned, its held-out error is below 1e-3 of each channel's "
-        "deviation and all states are measured, joint where inputs lag, else alpha.",
+        description="joint: trajectories and weights together down to the exact equations; delta; alpha for sparse, "
+        "noisy or partly observed data; bkpr-euler, bkpr-dopri5, adj-euler, "
+        "adj-dopri5 and anode are the solver-based neighbours, to compare with; auto: joint wherever its Schur "
+        "complement fits --max-memory and a step takes less than about a minute, but for hidden states that are "
+        "neither velocities nor lagged inputs; then alpha, or delta where all states are measured densely and "
+        "exactly.",
     )
     model: dict[str, Any] | str | None = Field(
         default=None, description="Model: a registry name, FILE.py:Class, or a tree with its options."

@@ -9,7 +9,8 @@ of a channel's errors, for 95 % efficiency on Gaussian noise, and stays fixed on
 Where samples are exact, ẋ of step 0 is wrong by what its series cannot follow, and that is no noise: next to nothing on
 most elements, and orders more on those few where x has a kink (agents whose bearing passes ±π). Squared, these decide
 over θ; under Huber's loss they count linearly. There the threshold follows the defects while θ learns
-(`residual_shares`), and held-out elements are scored by medians (`median_residual`), which kinks do not move either.
+(`residual_shares`; of whole elements where x moves too, `warm_up`), and held-out elements are scored by medians
+(`median_residual`), which kinks do not move either.
 """
 
 from __future__ import annotations
@@ -60,6 +61,20 @@ def residual_shares(defect: Tensor, weight: Tensor, team: Team = ALONE) -> Tenso
     """
     threshold = TUNING * MAD_TO_STD * median_magnitude(defect[weight > 0], team)
     return torch.where(threshold > 0, huber_weight(defect, threshold), torch.ones_like(defect))
+
+
+def element_residuals(defect: Tensor, weight: Tensor, elements: int) -> Tensor:
+    """Root mean square of each state's f - ẋ in each element, shape (N, n).
+
+    Parameters
+    ----------
+    defect, weight : Tensor, shapes (Q, n), (Q,)
+        The points are those of the elements one after the other.
+    elements : int
+        N.
+    """
+    square = (weight[:, None] * defect.square()).view(elements, -1, defect.shape[1]).sum(1)
+    return (square / weight.view(elements, -1).sum(1)[:, None]).sqrt()
 
 
 def median_residual(defect: Tensor, weight: Tensor, scale: Tensor, team: Team = ALONE) -> Tensor:

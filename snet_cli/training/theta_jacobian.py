@@ -22,6 +22,7 @@ from torch.func import functional_call, jacrev, vmap
 from snet_cli.errors import NumericalError
 from snet_cli.models.base import Model
 from snet_cli.models.jacobian import PointJacobians
+from snet_cli.models.theta_blocks import ThetaJacobian
 from snet_cli.training.state_jacobian import evaluate, state_jacobian
 
 COPIES_OF_G = 3
@@ -54,7 +55,7 @@ def theta_jacobian(model: Model, t: Tensor, x: Tensor, u: Tensor) -> PointJacobi
         return closed
     if next(model.parameters(), None) is None:
         f, F = state_jacobian(model, t, x, u)
-        return PointJacobians(f, F, x.new_zeros(*x.shape, 0))
+        return PointJacobians(f, F, ThetaJacobian.full(x.new_zeros(*x.shape, 0)))
     try:
         return _by_vmap(model, t, x, u)
     except RuntimeError:  # an operator that vmap does not know; torch has no narrower class for it
@@ -96,7 +97,23 @@ class ThetaProducts:
         return self._value.detach()
 
     def product(self, direction: Tensor) -> Tensor:
-        """G_q dθ at every point, shape (Q, n), for `direction` dθ of shape (N_θ,)."""
+        """G_q dθ at every point, shape (Q, n), for `direction` dθ of shape (N_θ,).
+
+        Raises
+        ------
+        NumericalError
+            If f cannot be differentiated twice.
+        """
+        image = self._forward(direction)
+        if not bool(image.any()):
+            # an operator that is differentiable once leaves no way to the cotangent, and every product would be zero;
+            # that of G with Gᵀ1 is only where Gᵀ1 is
+            back = self.transpose_product(torch.ones_like(self._value))
+            if bool(back.any()) and not bool(self._forward(back).any()):
+                raise _not_differentiable(RuntimeError("an operator of it has no second derivative"))
+        return image
+
+    def _forward(self, direction: Tensor) -> Tensor:
         if not (self._pulled_back.numel() and self._pulled_back.requires_grad):
             return torch.zeros_like(self._value)
         try:
@@ -122,16 +139,6 @@ class ThetaProducts:
         except RuntimeError as error:
             raise _not_differentiable(error) from error
         return torch.cat([gradient.flatten().to(self._dtype) for gradient in gradients])
-
-
-def theta_product(model: Model, t: Tensor, x: Tensor, u: Tensor, direction: Tensor) -> Tensor:
-    """G_q dθ at every point, shape (Q, n), for `direction` dθ of shape (N_θ,); many products: `ThetaProducts`."""
-    return ThetaProducts(model, t, x, u).product(direction)
-
-
-def theta_transpose_product(model: Model, t: Tensor, x: Tensor, u: Tensor, vectors: Tensor) -> Tensor:
-    """Σ_q G_qᵀ v_q, shape (N_θ,), for `vectors` of shape (Q, n); many products: `ThetaProducts`."""
-    return ThetaProducts(model, t, x, u).transpose_product(vectors)
 
 
 class _Rates(nn.Module):
@@ -163,7 +170,7 @@ def _by_vmap(model: Model, t: Tensor, x: Tensor, u: Tensor) -> PointJacobians:
     jacobian = vmap(jacrev(at_point, argnums=(0, 1), has_aux=True), in_dims=(None, 0, 0, 0))
     (by_theta, by_state), value = jacobian(theta, x, t, u)
     by_parameter = [by_theta[name].reshape(*x.shape, leaf.numel()).to(x.dtype) for name, leaf in theta.items()]
-    return PointJacobians(value, by_state, torch.cat(by_parameter, 2))
+    return PointJacobians(value, by_state, ThetaJacobian.full(torch.cat(by_parameter, 2)))
 
 
 def _by_parameter(model: Model, t: Tensor, x: Tensor, u: Tensor) -> PointJacobians:
@@ -177,7 +184,7 @@ def _by_parameter(model: Model, t: Tensor, x: Tensor, u: Tensor) -> PointJacobia
     G = x.new_empty(*x.shape, count)
     for k, unit in enumerate(torch.eye(count, dtype=x.dtype, device=x.device)):
         G[..., k] = products.product(unit)
-    return PointJacobians(f, F, G)
+    return PointJacobians(f, F, ThetaJacobian.full(G))
 
 
 def _not_differentiable(error: RuntimeError) -> NumericalError:

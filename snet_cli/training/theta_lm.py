@@ -25,7 +25,7 @@ from snet_cli.training.weight_system import (
     MOST_DAMPING,
     START_DAMPING,
     WeightSystem,
-    gram_by_output,
+    add_gram,
     put_weights,
     weights_of,
 )
@@ -62,10 +62,10 @@ class LevenbergMarquardtStep:
         self.stalled = False
         self.use(problem, prior)
 
-    def use(self, problem: Problem, prior: float) -> None:
-        """Go on on other trajectories (α-SNet moves them), or with another λ."""
-        self.problem, self.prior = problem, prior
-        self.residual = Residual(problem, self.model)
+    def use(self, problem: Problem, prior: float, share: Tensor | None = None) -> None:
+        """Go on on other trajectories (α-SNet moves them), with another λ, or with squares that count for `share`."""
+        self.problem, self.prior, self.share = problem, prior, share
+        self.residual = Residual(problem, self.model, share)
         self.stalled = False
 
     def step(self) -> float:
@@ -94,12 +94,13 @@ class LevenbergMarquardtStep:
         matrix = prior * torch.eye(size, dtype=theta.dtype, device=theta.device)
         gradient = prior * theta
         root = problem.weight.sqrt()[:, None] * problem.scale  # (Q, n)
+        if self.share is not None:
+            root = root * self.share.sqrt()
         for part in chunks(problem.t.numel(), problem.scale.numel(), size, MEMORY):
             rates, _, G = theta_jacobian(self.model, problem.t[part], problem.x[part], problem.u[part])
-            rows = G.mul_(root[part, :, None])
-            error = root[part] * (rates - problem.derivative[part])
-            matrix += gram_by_output(rows)
-            gradient = gradient + error.flatten() @ rows.flatten(0, 1)
+            G.weighted_(root[part])
+            add_gram(matrix, G)
+            gradient = gradient + G.transpose_product(root[part] * (rates - problem.derivative[part]))
         matrix, gradient = self.team.sum(matrix, gradient)
         return WeightSystem.build(matrix, gradient, self.model, exact=self.exact)
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from snet_cli.models.base import Model
+from snet_cli.models.theta_blocks import ThetaJacobian
 
 START_DAMPING, LEAST_DAMPING, MOST_DAMPING = 1e-2, 1e-14, 1e8
 """μ at first, and its bounds."""
@@ -30,7 +31,7 @@ LINEAR = 1e-6
 """Measure of weights in which f is linear, relative to that of the others, on exact data."""
 
 GRAM_COLUMNS = 128
-"""Columns whose products are formed at a time by `symmetric_gram`."""
+"""Columns of which `symmetric_gram` forms all products."""
 
 
 @dataclass(frozen=True)
@@ -114,24 +115,27 @@ def put_weights(parameters: list[nn.Parameter], theta: Tensor) -> None:
 
 
 def symmetric_gram(rows: Tensor) -> Tensor:
-    """``AᵀA`` of A (Q, r): the products below the diagonal only, in blocks of columns, which is half of them."""
+    """``AᵀA`` of A (Q, r): only the products on and below the diagonal, which is little more than half of them.
+
+    The columns are halved again and again: products with few columns at a time would run at half the speed.
+    """
+    total = rows.new_zeros(rows.shape[1], rows.shape[1])
+    _fill_lower(rows, total)
+    return total if rows.shape[1] <= GRAM_COLUMNS else total.tril() + total.tril(-1).mT
+
+
+def _fill_lower(rows: Tensor, total: Tensor) -> None:
     r = rows.shape[1]
-    if r <= 2 * GRAM_COLUMNS:
-        return rows.T @ rows
-    total = rows.new_zeros(r, r)
-    for begin in range(0, r, GRAM_COLUMNS):
-        end = min(begin + GRAM_COLUMNS, r)
-        total[begin:, begin:end] = rows[:, begin:].T @ rows[:, begin:end]
-    return total.tril() + total.tril(-1).mT
+    if r <= GRAM_COLUMNS:
+        total.copy_(rows.T @ rows)
+        return
+    half = r // 2
+    _fill_lower(rows[:, :half], total[:half, :half])
+    _fill_lower(rows[:, half:], total[half:, half:])
+    total[half:, :half] = rows[:, half:].T @ rows[:, :half]
 
 
-def gram_by_output(rows: Tensor) -> Tensor:
-    """``Σ_i A_iᵀA_i`` of A (Q, n, N_θ), output by output: structured models have outputs that few weights reach."""
-    total = rows.new_zeros(rows.shape[2], rows.shape[2])
-    for i in range(rows.shape[1]):
-        reached = torch.nonzero((rows[:, i] != 0).any(0))[:, 0]
-        if reached.numel() == rows.shape[2]:
-            total += symmetric_gram(rows[:, i])
-        else:
-            total[reached[:, None], reached] += symmetric_gram(rows[:, i, reached])
-    return total
+def add_gram(total: Tensor, G: ThetaJacobian) -> None:
+    """Add GᵀG, summed over points and rows, to `total` (N_θ, N_θ)."""
+    for _, columns, values in G.blocks:
+        total[columns, columns] += symmetric_gram(values.flatten(0, 1))

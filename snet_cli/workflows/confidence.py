@@ -66,7 +66,7 @@ def posterior_at_end(
     try:
         with torch.no_grad():
             found = posterior_of(method.arrow, method.nodes, method.gamma, np.where(stated > 0, stated, np.nan))
-    except (NumericalError, np.linalg.LinAlgError, torch.OutOfMemoryError):
+    except (NumericalError, torch.linalg.LinAlgError, torch.OutOfMemoryError):  # type: ignore[attr-defined]
         found = None
     if found is None:
         report.note("no confidence is kept: the equations at the end of the fit are singular or not finite.")

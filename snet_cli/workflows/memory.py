@@ -96,6 +96,11 @@ def resident() -> float:
     return _kilobytes(_read("/proc/self/status"), "VmRSS:")
 
 
+def free_memory(common: CommonOptions) -> float:
+    """Bytes that may still be taken: `--max-memory`, and what the machine and the limits of the process leave."""
+    return min(_limits(common.max_memory))[0]
+
+
 def _limits(max_memory: int | None) -> Iterator[tuple[float, str]]:
     """Bytes that may be taken, each with what limits them."""
     if max_memory is not None:

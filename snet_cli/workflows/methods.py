@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import numpy as np
 
-from snet_cli.errors import DataError, UsageError
+from snet_cli.errors import DataError, NumericalError, UsageError
 from snet_cli.training.arrow import batch_bytes, schur_fits
-from snet_cli.training.method_choice import MethodChoice, choose_method, or_joint
+from snet_cli.training.method_choice import MethodChoice, choose_method, why_not_joint
 from snet_cli.training.options import FitOptions
 from snet_cli.training.relaxed import known_start_mask
 from snet_cli.training.state_layout import StateLayout
 from snet_cli.training.step_zero import held_out_error
+from snet_cli.training.theta_jacobian import theta_jacobian
 from snet_cli.workflows.build_alpha import ALPHA
 from snet_cli.workflows.build_delta import DELTA
-from snet_cli.workflows.build_joint import JOINT, joint_memory
+from snet_cli.workflows.build_joint import JOINT, MEMORY_SHARE
 from snet_cli.workflows.build_shooting import SHOOTING_METHODS, shooting_entry
+from snet_cli.workflows.memory import free_memory
 from snet_cli.workflows.training_plan import Ingredients, MethodEntry, Training, iteration_limit
 from snet_cli.workflows.training_setup import STREAM_HELD_OUT, stream
 
@@ -35,7 +37,7 @@ def resolve_method(parts: Ingredients) -> MethodChoice:
     UsageError
         If the method cannot train with this many states measured.
     """
-    options, layout, data = parts.options, parts.setup.layout, parts.data.train
+    options, layout = parts.options, parts.setup.layout
     if options.method in SHOOTING_METHODS and parts.team.size > 1:
         raise UsageError(
             f"method {options.method} integrates all trajectories in one batch, in one process, not {parts.team.size}.",
@@ -44,7 +46,40 @@ def resolve_method(parts: Ingredients) -> MethodChoice:
     if options.method != "auto":
         check_method(options.method, layout)
         return MethodChoice(options.method, "as asked for.")
-    zero = parts.setup.step_zero
+    weights = sum(p.numel() for p in parts.setup.trained.model.parameters())
+    obstacle = _why_not_joint(parts, weights)
+    if obstacle is None:
+        return MethodChoice("joint", f"the Schur complement of its {weights} weights fits the memory.")
+    choice = _first_order_method(parts)
+    return choice._replace(reason=f"{choice.reason} (Not joint: {obstacle}.)")
+
+
+def _why_not_joint(parts: Ingredients, weights: int) -> str | None:
+    """What keeps joint from being taken: the problem's size (`method_choice`), or a module it cannot differentiate.
+
+    A trajectory is the least that is eliminated at a time.
+    """
+    setup, memory = parts.setup, MEMORY_SHARE * free_memory(parts.common)
+    mesh, problem = setup.step_zero.mesh, setup.problem
+    rows = (mesh.basis.order + 1) * len(setup.layout.states)
+    longest = batch_bytes(mesh.elements_of_longest * rows, weights, rows)
+    obstacle = why_not_joint(
+        setup.layout,
+        weights,
+        mesh.trajectory.size * rows,
+        fits=schur_fits(weights, memory) and longest <= memory,
+    )
+    if obstacle is None and setup.trained.source is not None:
+        try:
+            theta_jacobian(setup.trained.model, problem.t[:2], problem.x[:2], problem.u[:2])
+        except NumericalError:
+            return "the module cannot be differentiated twice"
+    return obstacle
+
+
+def _first_order_method(parts: Ingredients) -> MethodChoice:
+    """δ-SNet or α-SNet."""
+    options, layout, data, zero = parts.options, parts.setup.layout, parts.data.train, parts.setup.step_zero
     error = zero.noise
     if not np.isfinite(error).all():
         error = held_out_error(
@@ -55,7 +90,7 @@ def resolve_method(parts: Ingredients) -> MethodChoice:
             known_start=options.x0 != "free",
             seed=stream(parts.common.seed, STREAM_HELD_OUT),
         )
-    choice = choose_method(
+    return choose_method(
         zero.mesh,
         data,
         condition=zero.condition,
@@ -63,16 +98,6 @@ def resolve_method(parts: Ingredients) -> MethodChoice:
         hidden=layout.hidden,
         determined=layout.all_measured,
     )
-    weights = sum(p.numel() for p in parts.setup.trained.model.parameters())
-    return or_joint(choice, layout, weights, fits=_joint_fits(parts, weights))
-
-
-def _joint_fits(parts: Ingredients, weights: int) -> bool:
-    """Whether S, and the arrays of the longest trajectory, fit `--max-memory`."""
-    mesh, memory = parts.setup.step_zero.mesh, joint_memory(parts.common.max_memory)
-    rows = (mesh.basis.order + 1) * len(parts.setup.layout.states)
-    longest = batch_bytes(mesh.elements_of_longest * rows, weights, rows)
-    return schur_fits(weights, memory) and longest <= memory
 
 
 def check_method(name: str, layout: StateLayout) -> None:
