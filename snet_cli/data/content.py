@@ -278,12 +278,12 @@ def encode(content: Content, dimensions: Mapping[str, int] | None = None) -> byt
     with h5py.File.in_memory(libver=("v110", "v110")) as file:
         write_attributes(file, attributes)
         for name, size in (dimensions or {}).items():
-            write_scale(file, name, size)
+            _write_scale(file, name, size)
         for name, text in spilled.items():
             values = np.frombuffer(text, np.uint8)
             scale = f"{name}_bytes"
             if dimensions is not None:
-                write_scale(file, scale, values.size)
+                _write_scale(file, scale, values.size)
             scales = (scale,) if dimensions is not None else ()
             _write_array(file, f"{name}_text", Array.of(values, scales, {"snet_attribute": name}))
         for name, array in content.arrays.items():
@@ -298,7 +298,7 @@ def is_long(value: Value) -> bool:
     return isinstance(value, str) and len(value.encode()) > MAX_TEXT
 
 
-def write_scale(file: h5py.File, name: str, size: int) -> None:
+def _write_scale(file: h5py.File, name: str, size: int) -> None:
     """A dimension scale; its values mean nothing but are written, so that every chunk is there."""
     _create(file, name, np.zeros(size, np.int8)).make_scale(DIMENSION_ONLY.format(size=size))
 

@@ -18,7 +18,7 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from snet_cli.data.content import Array, Content, chunk_shape, is_long, write_attributes, write_scale
+from snet_cli.data.content import DIMENSION_ONLY, Array, Content, chunk_shape, is_long, write_attributes
 from snet_cli.data.storage import display, reserve, write_in_place
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.trajectory_file import root_attributes, stored_variables
@@ -34,6 +34,9 @@ SLICE_NUMBERS = 1_500_000
 
 MARGIN = 1 << 20
 """Bytes reserved for HDF5's own headers and indices, beside an estimate of those of the chunks."""
+
+SCALE_PIECE = 1 << 24
+"""Entries of a dimension scale that are written at a time."""
 
 PER_CHUNK = 512
 """Bytes that the index takes for a chunk, at most."""
@@ -119,9 +122,8 @@ def _write(file: h5py.File, descriptor: int, slices: Iterator[Content], sizes: M
     if any(is_long(value) for value in first.attributes.values()):
         raise DataError(f"{label}: its provenance is too long for an attribute.", "Shorten the options.")
     write_attributes(file, first.attributes)
-    reserve(descriptor, file.id.get_filesize(), sum(lengths.values()) + MARGIN)
     for name, length in lengths.items():
-        write_scale(file, name, length)
+        _write_scale(file, descriptor, name, length)
     columns = {name: _Column(file, descriptor, name, array, lengths) for name, array in first.arrays.items()}
     for content in chain([first], slices):
         for name, array in content.arrays.items():
@@ -132,10 +134,29 @@ def _write(file: h5py.File, descriptor: int, slices: Iterator[Content], sizes: M
             raise DataError(f"{label}: '{name}' got {column.written} of {column.length} entries.", "")
 
 
+def _write_scale(file: h5py.File, descriptor: int, name: str, length: int) -> None:
+    """A dimension scale as `content` writes them, its zeros a piece at a time."""
+    zeros = Array.of(np.zeros(0, np.int8), (name,))
+    column = _Column(file, descriptor, name, zeros, {name: length}, scales=False)
+    for begin in range(0, length, SCALE_PIECE):
+        column.add(np.zeros(min(SCALE_PIECE, length - begin), np.int8))
+    column.finish()
+    column.data.make_scale(DIMENSION_ONLY.format(size=length))
+
+
 class _Column:
     """An array of the file whose rows come in."""
 
-    def __init__(self, file: h5py.File, descriptor: int, name: str, array: Array, lengths: Mapping[str, int]) -> None:
+    def __init__(
+        self,
+        file: h5py.File,
+        descriptor: int,
+        name: str,
+        array: Array,
+        lengths: Mapping[str, int],
+        *,
+        scales: bool = True,
+    ) -> None:
         self.file, self.descriptor = file, descriptor
         self.length = lengths[array.dimensions[0]]
         shape = (self.length, *array.shape[1:])
@@ -145,7 +166,7 @@ class _Column:
         self.data = file.create_dataset(
             name, shape, array.dtype, chunks=chunks if self.length else None, track_times=False, **settings
         )
-        for axis, scale in enumerate(array.dimensions):
+        for axis, scale in enumerate(array.dimensions if scales else ()):
             self.data.dims[axis].attach_scale(file[scale])
         write_attributes(self.data, array.attributes)
         self.waiting: list[NDArray[Any]] = []

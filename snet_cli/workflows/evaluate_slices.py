@@ -19,6 +19,7 @@ from snet_cli.data.slice_writer import save_slices, stored
 from snet_cli.data.storage import display
 from snet_cli.data.trajectories import SPLIT_NAMES, Trajectories
 from snet_cli.data.trajectory_slices import TrajectorySlices
+from snet_cli.data.windows import cut_inputs
 from snet_cli.distributed import Team
 from snet_cli.errors import DataError, SnetError, UsageError
 from snet_cli.evaluation.options import EvaluateOptions
@@ -140,15 +141,8 @@ def evaluate_in_slices(
             forecast_of(piece)
             report.progress(Tick("forecast", number, len(own)))
     else:
-        _write(
-            in_turn(pieces, written, team),
-            output,
-            {"traj": len(slices), "obs": times},
-            force,
-            team,
-            len(pieces),
-            report,
-        )
+        sizes = {"traj": len(slices), "obs": times, **_input_times(slices, pieces, options)}
+        _write(in_turn(pieces, written, team), output, sizes, force, team, len(pieces), report)
     sums.over(team)
     return _report(sums, horizon, slices, options, output)
 
@@ -185,6 +179,20 @@ def _extent(slices: TrajectorySlices, pieces: list[tuple[int, int]], options: Ev
         windows: Windows = plan_windows(slices.read(*piece), horizon=options.horizon)
         longest, times = max(longest, windows.horizon), times + int(windows.time.size)
     return longest, times
+
+
+def _input_times(slices: TrajectorySlices, pieces: list[tuple[int, int]], options: EvaluateOptions) -> dict[str, int]:
+    """Input samples that decide the forecasts (``uobs``), where inputs are sampled at all."""
+    if slices.shell.inputs.sampled is None:
+        return {}
+    times = 0
+    for piece in pieces:
+        data = slices.read(*piece)
+        windows = plan_windows(data, horizon=options.horizon)
+        end = windows.time[np.cumsum(windows.row_size) - 1]
+        cut = cut_inputs(data.inputs, windows.owner, windows.start, end).sampled
+        times += 0 if cut is None else cut.time.size
+    return {"uobs": times}
 
 
 def _origin(data: Trajectories, names: tuple[str, ...]) -> np.ndarray:
