@@ -25,7 +25,10 @@ SMALL = ("--model", "mlp", "--set", "model.hidden=[2]", "--order", 5, "--element
 @pytest.mark.parametrize(
     ("words", "what"),
     [
-        (("simulate", "vehicle", "-o", "o.h5", "--trajectories", 10**8), "the simulation needs about 6.24e+03 GB"),
+        (
+            ("simulate", "vehicle", "-o", "o.h5", "--trajectories", 10**3, "--samples", 10**7),
+            "the simulation needs about 6.24e+03 GB",
+        ),
         (("fit", "a.h5", "-o", "o.h5", *WIDE), "the model needs about 9"),
         (("fit", "a.h5", "-o", "o.h5", "--order", 100, "--elements", 10**5, "--max-memory", "1GB"), "step 0 needs"),
         (("fit", "a.h5", "-o", "o.h5", *SMALL, "--max-memory", "20kB"), "training needs"),

@@ -18,6 +18,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import h5py
@@ -26,7 +27,7 @@ from h5py import h5d, h5f, h5z
 from numpy.typing import ArrayLike, NDArray
 
 from snet_cli.data import guard
-from snet_cli.data.storage import MAX_BYTES, check_signature
+from snet_cli.data.storage import MAX_BYTES, check_signature, file_size
 from snet_cli.errors import CheckpointError, DataError
 
 Value = str | int | float | NDArray[Any]
@@ -65,6 +66,8 @@ class Array:
         Whether a checksum covers the values.
     dimensions : tuple of str
         Names of the dimension scales; given on writing only.
+    rows : callable, optional
+        Gives the entries ``begin:end`` of the first axis; known of files only.
     """
 
     shape: tuple[int, ...]
@@ -73,6 +76,11 @@ class Array:
     read: Callable[[], NDArray[Any]]
     checked: bool = True
     dimensions: tuple[str, ...] = ()
+    rows: Callable[[int, int], NDArray[Any]] | None = None
+
+    def between(self, begin: int, end: int) -> NDArray[Any]:
+        """Entries ``begin:end`` of the first axis."""
+        return self.read()[begin:end] if self.rows is None else self.rows(begin, end)
 
     @classmethod
     def of(
@@ -120,9 +128,34 @@ def open_content(
     check_signature(image[:4096], label, error)
     with _translated(label, "its structure", error):
         file = h5py.File(h5f.open_file_image(image, flags=BORROW_IMAGE))
+    with _guarded(file, len(image), label, error, max_bytes) as content:
+        yield content
+
+
+@contextmanager
+def open_in_place(
+    path: str | Path, label: str, error: FileError = DataError, max_bytes: int = MAX_BYTES
+) -> Iterator[Content]:
+    """The content of a file that is too large for the memory, after the same guard; its values stay on the disk.
+
+    Raises
+    ------
+    DataError or CheckpointError
+        If the file is missing, foreign, damaged or hostile.
+    """
+    size = file_size(path, label, max_bytes, error)
+    with _translated(label, "its structure", error):
+        file = h5py.File(path, "r", locking=False)
+    with _guarded(file, size, label, error, max_bytes) as content:
+        yield content
+
+
+@contextmanager
+def _guarded(file: h5py.File, size: int, label: str, error: FileError, max_bytes: int) -> Iterator[Content]:
+    """What the guard lets pass of an open file, which is closed in the end."""
     try:
         with _translated(label, "its structure", error):
-            guard.inspect(file, len(image), max_bytes)
+            guard.inspect(file, size, max_bytes)
         with _translated(label, "an attribute", error):
             attributes = _read_attributes(file)
         arrays = dict(_find_arrays(file, "", label, error))
@@ -167,6 +200,7 @@ def _find_arrays(group: h5py.Group, path: str, label: str, error: FileError) -> 
                 attributes=attributes,
                 read=partial(_read_array, item, scalar, label, f"'{path}{name}'", error),
                 checked=h5z.FILTER_FLETCHER32 in filters or compact or item.size == 0,
+                rows=None if scalar else partial(_read_rows, item, label, f"'{path}{name}'", error),
             )
         yield path + name, array
 
@@ -176,6 +210,12 @@ def _read_array(item: h5py.Dataset, scalar: bool, label: str, name: str, error: 
         values: NDArray[Any] = item[...]
         values = values.astype(values.dtype.newbyteorder("="), copy=False)
         return values.reshape(()) if scalar else values
+
+
+def _read_rows(item: h5py.Dataset, label: str, name: str, error: FileError, begin: int, end: int) -> NDArray[Any]:
+    with _translated(label, name, error):
+        values: NDArray[Any] = item[begin:end]
+        return values.astype(values.dtype.newbyteorder("="), copy=False)
 
 
 def _read_attributes(item: h5py.Group | h5py.Dataset) -> dict[str, Value]:
@@ -233,10 +273,10 @@ def encode(content: Content, dimensions: Mapping[str, int] | None = None) -> byt
     dimensions : mapping of str to int, optional
         Dimension scales by name, with their lengths.
     """
-    attributes = {k: v for k, v in content.attributes.items() if not _is_long(v)}
-    spilled = {k: str(v).encode() for k, v in content.attributes.items() if _is_long(v)}
+    attributes = {k: v for k, v in content.attributes.items() if not is_long(v)}
+    spilled = {k: str(v).encode() for k, v in content.attributes.items() if is_long(v)}
     with h5py.File.in_memory(libver=("v110", "v110")) as file:
-        _write_attributes(file, attributes)
+        write_attributes(file, attributes)
         for name, size in (dimensions or {}).items():
             _write_scale(file, name, size)
         for name, text in spilled.items():
@@ -253,7 +293,8 @@ def encode(content: Content, dimensions: Mapping[str, int] | None = None) -> byt
     return image
 
 
-def _is_long(value: Value) -> bool:
+def is_long(value: Value) -> bool:
+    """Whether a text is too long for an attribute."""
     return isinstance(value, str) and len(value.encode()) > MAX_TEXT
 
 
@@ -271,7 +312,7 @@ def _write_array(file: h5py.File, name: str, array: Array) -> None:
     dataset = _create(file, name, values)
     for axis, scale in enumerate(array.dimensions):
         dataset.dims[axis].attach_scale(file[scale])
-    _write_attributes(dataset, attributes)
+    write_attributes(dataset, attributes)
 
 
 def _create(file: h5py.File, name: str, values: NDArray[Any]) -> h5py.Dataset:
@@ -279,13 +320,13 @@ def _create(file: h5py.File, name: str, values: NDArray[Any]) -> h5py.Dataset:
         values = values.astype(values.dtype.newbyteorder("<"), copy=False)
     if values.size == 0:
         return file.create_dataset(name, data=values, track_times=False)
-    chunks = _chunk_shape(values.shape, values.dtype.itemsize)
+    chunks = chunk_shape(values.shape, values.dtype.itemsize)
     return file.create_dataset(
         name, data=values, chunks=chunks, shuffle=True, compression=4, fletcher32=True, track_times=False
     )
 
 
-def _chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
+def chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     """The whole array, cut along its leading axes into pieces of at most `CHUNK_BYTES`."""
     chunk = list(shape)
     for axis in range(len(chunk)):
@@ -296,7 +337,8 @@ def _chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:
     return tuple(chunk)
 
 
-def _write_attributes(item: h5py.Group | h5py.Dataset, attributes: Mapping[str, Value]) -> None:
+def write_attributes(item: h5py.Group | h5py.Dataset, attributes: Mapping[str, Value]) -> None:
+    """Text as fixed-length UTF-8, numbers in 8 bytes."""
     for name, value in attributes.items():
         if isinstance(value, str):
             raw = value.encode()

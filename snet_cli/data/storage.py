@@ -12,14 +12,16 @@ import errno
 import os
 import stat
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from io import BufferedReader
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, TypeVar
 
 from snet_cli.data.locks import open_temporary, sweep
 from snet_cli.errors import CheckpointError, DataError, OutputError, UsageError
+
+T = TypeVar("T")
 
 MAX_BYTES = 2**30
 """Default of ``--max-bytes``: the largest file, and the largest content, that is read without being told to."""
@@ -87,6 +89,27 @@ def read_image(
     except (OSError, ValueError) as problem:  # ValueError: a NUL in the path
         reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
         raise error(f"{label}: cannot be read: {reason}.", "Check the path and its permissions.") from None
+
+
+def file_size(path: str | Path, label: str, max_bytes: int, error: type[DataError | CheckpointError]) -> int:
+    """Bytes of a regular file whose first ones are those of HDF5.
+
+    Raises
+    ------
+    DataError or CheckpointError
+        As from `read_image`, or if it is a pipe.
+    """
+    try:
+        with open(path, "rb", buffering=0) as stream:
+            found = os.fstat(stream.fileno())
+            if not stat.S_ISREG(found.st_mode):
+                raise error(f"{label}: is no regular file, so it cannot be read in parts.", "Copy it to a disk.")
+            check_signature(stream.read(HEAD), label, error)
+    except (OSError, ValueError) as problem:
+        reason = problem.strerror if isinstance(problem, OSError) and problem.strerror else str(problem)
+        raise error(f"{label}: cannot be read: {reason}.", "Check the path and its permissions.") from None
+    _check_size(found.st_size, label, max_bytes, error)
+    return found.st_size
 
 
 def _check_size(size: int, label: str, max_bytes: int, error: type[DataError | CheckpointError]) -> None:
@@ -257,7 +280,13 @@ def write_atomic(
             sys.stdout.buffer.flush()
             return
         target = _resolve(path)
-        _write_beside(target, blocks, force, None if previous is None else _resolve(previous))
+
+        def fill(descriptor: int, temporary: str) -> None:
+            reserve(descriptor, 0, sum(map(len, blocks)))
+            for block in blocks:
+                _write_all(descriptor, block)
+
+        _write_beside(target, fill, force, None if previous is None else _resolve(previous))
     except FileExistsError:
         raise OutputError(f"{label}: exists already.", "Choose another name, or overwrite it with --force.") from None
     except BrokenPipeError:
@@ -266,16 +295,41 @@ def write_atomic(
         raise _cannot_write(label, problem) from None
 
 
-def _write_beside(target: str, blocks: Sequence[bytes], force: bool, previous: str | None) -> None:
+def write_in_place(path: str | Path, fill: Callable[[int, str], T], force: bool = False) -> T:
+    """Write a file that is too large for the memory as `write_atomic` does: whole or not at all.
+
+    Parameters
+    ----------
+    fill : callable
+        Gets the descriptor and the name of the temporary file, and writes into it; it calls `reserve` before it does,
+        and may take as long as it needs. What it returns is returned.
+
+    Raises
+    ------
+    OutputError
+        If it cannot be written, or the path is ``-``. What stood there before is intact then, also after any other
+        error of `fill`, and no temporary file is left.
+    """
+    check_output(path, force)
+    label = display(path)
+    if str(path) == "-":
+        raise OutputError("standard output cannot hold an output that is larger than memory.", "Use -o FILE.h5")
+    try:
+        return _write_beside(_resolve(path), fill, force, None)
+    except FileExistsError:
+        raise OutputError(f"{label}: exists already.", "Choose another name, or overwrite it with --force.") from None
+    except OSError as problem:
+        raise _cannot_write(label, problem) from None
+
+
+def _write_beside(target: str, fill: Callable[[int, str], T], force: bool, previous: str | None) -> T:
     folder = os.path.dirname(target)
     sweep(folder)
     descriptor, temporary = open_temporary(folder)
     held = os.dup(descriptor)  # keeps the lock until the file has its name
     try:
         try:
-            _reserve(descriptor, sum(map(len, blocks)))
-            for block in blocks:
-                _write_all(descriptor, block)
+            result = fill(descriptor, temporary)
             if os.path.lexists(target):
                 os.fchmod(descriptor, stat.S_IMODE(os.stat(target).st_mode))
             os.fsync(descriptor)
@@ -290,6 +344,7 @@ def _write_beside(target: str, blocks: Sequence[bytes], force: bool, previous: s
             os.unlink(temporary)
         os.close(held)
     _sync_folder(folder)
+    return result
 
 
 def no_scratch(problem: OSError) -> OutputError:
@@ -300,11 +355,17 @@ def no_scratch(problem: OSError) -> OutputError:
     )
 
 
-def _reserve(descriptor: int, size: int) -> None:
-    """Reserve the room on the disk, where the file system can."""
+def reserve(descriptor: int, begin: int, size: int) -> None:
+    """Reserve room on the disk for bytes of a file, where the file system can.
+
+    Raises
+    ------
+    OSError
+        If the disk is full.
+    """
     if size and hasattr(os, "posix_fallocate"):
         try:
-            os.posix_fallocate(descriptor, 0, size)
+            os.posix_fallocate(descriptor, begin, size)
         except OSError as problem:
             if problem.errno not in (errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS):
                 raise

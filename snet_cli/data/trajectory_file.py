@@ -16,7 +16,7 @@ open a file with h5py, correct a unit or a split, and go on.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -110,15 +110,22 @@ def decode_trajectories(
             raise DataError(f"{label}: {problem.message}", problem.hint)
         data = assemble(content, label)
         unchecked = tuple(content.unchecked())
-        strangers = sorted(set(content.arrays) - set(variables(content)) - set(SCALES))
+        without_checksums, unknown = unread_notes(content)
     require_sense(data, label, allow_missing_channels)
-    notes = notes_on(data)
-    if unchecked:
-        names = ", ".join(unchecked[:5]) + (" ..." if len(unchecked) > 5 else "")
-        notes.insert(0, f"no checksums: a damaged value in {names} would go unnoticed.")
-    if strangers:
-        notes.append(f"unknown variables are ignored: {', '.join(strangers[:5])}{' ...' if strangers[5:] else ''}.")
-    return Loaded(data, tuple(notes), hashlib.sha256(image).hexdigest(), len(image), unchecked)
+    notes = (*without_checksums, *notes_on(data), *unknown)
+    return Loaded(data, notes, hashlib.sha256(image).hexdigest(), len(image), unchecked)
+
+
+def unread_notes(content: Content) -> tuple[list[str], list[str]]:
+    """What is to be said of a file without looking at its values: arrays without checksums; unknown variables."""
+    unchecked = content.unchecked()
+    strangers = sorted(set(content.arrays) - set(variables(content)) - set(SCALES))
+    names = ", ".join(unchecked[:5]) + (" ..." if len(unchecked) > 5 else "")
+    listed = f"{', '.join(strangers[:5])}{' ...' if strangers[5:] else ''}"
+    return (
+        [f"no checksums: a damaged value in {names} would go unnoticed."] if unchecked else [],
+        [f"unknown variables are ignored: {listed}."] if strangers else [],
+    )
 
 
 def save_trajectories(path: str | Path, trajectories: Trajectories, force: bool = False) -> str:
@@ -150,17 +157,18 @@ def encode_trajectories(data: Trajectories, label: str = "the trajectories") -> 
     if data.inputs.fourier is not None:
         dimensions["harm"] = data.inputs.fourier.omega.shape[-1]
     try:
-        attributes = _root_attributes(data)
+        attributes = root_attributes(data)
     except (ValueError, TypeError) as problem:
         raise DataError(f"{label}: provenance or system cannot be written as JSON: {problem}.", "") from None
-    return encode(Content(attributes, dict(_variables(data))), dimensions)
+    return encode(Content(attributes, dict(stored_variables(data))), dimensions)
 
 
 save = save_trajectories
 """The library's short name: `snet_cli.save(path, trajectories)`."""
 
 
-def _root_attributes(data: Trajectories) -> dict[str, Value]:
+def root_attributes(data: Trajectories) -> dict[str, Value]:
+    """Attributes of the file, in the order in which they are written."""
     attributes: dict[str, Value] = {
         "snet_format": FORMAT,
         "snet_format_version": VERSION,
@@ -176,7 +184,7 @@ def _root_attributes(data: Trajectories) -> dict[str, Value]:
     return attributes
 
 
-def _variables(data: Trajectories) -> Iterator[tuple[str, Array]]:
+def stored_variables(data: Trajectories) -> Iterator[tuple[str, Array]]:
     """Every array of the file, in the order of the table above."""
 
     def units(name: str, more: Mapping[str, Value] | None = None) -> dict[str, Value]:
@@ -232,24 +240,41 @@ def _floats(values: NDArray[Any]) -> NDArray[np.float64]:
     return np.ascontiguousarray(values, dtype="<f8")
 
 
-def assemble(content: Content, label: str) -> Trajectories:
-    """The values of a file as `Trajectories`, after `layout_problems` found none; their rules are not yet checked."""
+def assemble(
+    content: Content, label: str, ranges: Mapping[str, slice] | None = None, *, truth: bool = True
+) -> Trajectories:
+    """The values of a file as `Trajectories`, after `layout_problems` found none; their rules are not yet checked.
+
+    Parameters
+    ----------
+    ranges : mapping of str to slice, optional
+        The part of each dimension that belongs to a range of trajectories; all unless given.
+    truth : bool
+        Whether the noise-free truth is wanted, where there is one.
+    """
     outputs, inputs, states = (listed_names(content, key) for key in ("output_names", "input_names", "state_names"))
-    arrays = content.arrays
+    arrays, layout = content.arrays, variables(content)
+
+    def values(name: str) -> NDArray[Any]:
+        if ranges is None:
+            return arrays[name].read()
+        part = ranges[layout[name][0][0]]
+        return arrays[name].between(part.start, part.stop)
 
     def column(name: str, rows: int) -> NDArray[np.float64]:
-        return arrays[name].read().astype(np.float64) if name in arrays else np.full(rows, np.nan)
+        return values(name).astype(np.float64, copy=False) if name in arrays else np.full(rows, np.nan)
 
     def table(prefix: str, names: tuple[str, ...], rows: int) -> NDArray[np.float64]:
         columns = [column(prefix + name, rows) for name in names]
         return np.stack(columns, axis=1) if columns else np.zeros((rows, 0))
 
     def whole(name: str) -> NDArray[np.int64] | None:
-        return arrays[name].read().astype(np.int64) if name in arrays else None
+        return values(name).astype(np.int64) if name in arrays else None
 
-    count, rows = arrays["trajectory"].shape[0], arrays["time"].shape[0]
+    identifiers, time = values("trajectory"), column("time", 0)
+    count, rows = identifiers.shape[0], time.shape[0]
     try:
-        ids = tuple(raw.decode() for raw in arrays["trajectory"].read().tolist())
+        ids = tuple(raw.decode() for raw in identifiers.tolist())
     except UnicodeDecodeError:
         raise DataError(f"{label}: the ids in 'trajectory' are not UTF-8.", "Write them with .encode().") from None
     prefixes = tuple(arrays)
@@ -258,16 +283,16 @@ def assemble(content: Content, label: str) -> Trajectories:
     input_units = {name: _units(content, f"u_{name}", f"uf_{name}_mean") for name in inputs}
     return Trajectories(
         ids=ids,
-        row_size=arrays["row_size"].read().astype(np.int64),
-        time=column("time", rows),
+        row_size=values("row_size").astype(np.int64),
+        time=time,
         outputs=table("y_", outputs, rows),
         output_names=outputs,
-        inputs=_read_inputs(content, inputs, {k: v for k, v in input_units.items() if v}),
+        inputs=_read_inputs(content, values, inputs, {k: v for k, v in input_units.items() if v}),
         state_names=states,
         time_unit=_units(content, "time"),
         units={k: v for k, v in {**input_units, **units}.items() if v},
         noise_std=_noise(content, outputs),
-        truth=table("xtrue_", states, rows) if any(n.startswith("xtrue_") for n in prefixes) else None,
+        truth=table("xtrue_", states, rows) if truth and any(n.startswith("xtrue_") for n in prefixes) else None,
         x0=table("x0_", states, count) if any(n.startswith("x0_") for n in prefixes) else None,
         split=whole("split"),
         init_window=whole("init_window"),
@@ -292,11 +317,13 @@ def _noise(content: Content, outputs: tuple[str, ...]) -> dict[str, float]:
     return {name: float(level) for name, level in levels.items() if isinstance(level, int | float)}
 
 
-def _read_inputs(content: Content, names: tuple[str, ...], units: dict[str, str]) -> Inputs:
+def _read_inputs(
+    content: Content, values_of: Callable[[str], NDArray[Any]], names: tuple[str, ...], units: dict[str, str]
+) -> Inputs:
     arrays = content.arrays
 
     def read(name: str) -> NDArray[np.float64]:
-        return arrays[name].read().astype(np.float64)
+        return values_of(name).astype(np.float64)
 
     in_series = tuple(name for name in names if f"uf_{name}_mean" in arrays)
     on_clock = tuple(name for name in names if name not in in_series)
@@ -304,7 +331,7 @@ def _read_inputs(content: Content, names: tuple[str, ...], units: dict[str, str]
     if on_clock:
         holds = tuple(cast(Intersample, arrays[f"u_{n}"].attributes.get("snet_intersample", "zoh")) for n in on_clock)
         values = np.stack([read(f"u_{name}") for name in on_clock], axis=1)
-        row_size = arrays["u_row_size"].read().astype(np.int64)
+        row_size = values_of("u_row_size").astype(np.int64)
         sampled = SampledInputs(on_clock, row_size, read("u_time"), values, holds)
     if in_series:
         parts = (np.stack([read(f"uf_{name}_{part}") for name in in_series], axis=1) for part in FOURIER_PARTS)

@@ -223,6 +223,13 @@ def _shape_problems(data: Trajectories) -> Iterator[Problem]:
         yield from _row_problems("u_row_size", sampled.row_size, "u_time", sampled.time.size)
 
 
+def size_problems(row_size: IntArray, rows: int, input_rows: IntArray | None, input_times: int) -> Iterator[Problem]:
+    """Row sizes that do not add up to the samples, or to the input samples, of a whole file."""
+    yield from _row_problems("row_size", row_size, "time", rows)
+    if input_rows is not None:
+        yield from _row_problems("u_row_size", input_rows, "u_time", input_times)
+
+
 def _row_problems(name: str, row_size: IntArray, of: str, rows: int) -> Iterator[Problem]:
     negative = np.flatnonzero(row_size < 0)
     if negative.size:

@@ -154,6 +154,12 @@ def _describe_start(initial_states: dict[str, str]) -> str:
     return "; ".join(f"{word}: {', '.join(states)}" for word, states in groups.items())
 
 
+def start_words(initial_state: dict[str, str]) -> str:
+    """Words for where initial states came from, of all states together, joined by "+"."""
+    words = {word for joined in initial_state.values() for word in joined.split("+")}
+    return "+".join(kind for kind in KINDS if kind in words)
+
+
 def build_report(
     forecast: Forecast,
     *,
@@ -179,7 +185,6 @@ def build_report(
     output : str, optional
     pictures : tuple of str
     """
-    words = {word for joined in forecast.initial_state.values() for word in joined.split("+")}
     names = forecast.observed.output_names
     return EvaluationReport(
         scores=score(forecast),
@@ -189,7 +194,7 @@ def build_report(
         horizon=forecast.windows.horizon,
         time_unit=forecast.observed.time_unit,
         units={name: forecast.observed.units.get(name, "") for name in names},
-        initial_state="+".join(kind for kind in KINDS if kind in words),
+        initial_state=start_words(forecast.initial_state),
         initial_states=forecast.initial_state,
         integrator=integrator,
         evaluations=forecast.evaluations,

@@ -256,10 +256,14 @@ def _chunks(points: int, bytes_per_point: int, device: torch.device) -> tuple[in
 
 def _in_columns(array: Tensor, count: int, size: int, *, ones: bool = False, repeat_last: bool = False) -> Tensor:
     """(S, k) as (count, k, size), filled up with zeros or copies of the last point, with a row of ones where asked."""
-    filled = array.new_zeros(count * size, array.shape[1] + ones)
-    filled[: len(array), : array.shape[1]] = array
-    if repeat_last:
-        filled[len(array) :, : array.shape[1]] = array[-1:]
+    points, k = array.shape
+    columns = array.new_empty(count, k + ones, size)
+    whole = points // size
+    columns[:whole, :k] = array[: whole * size].reshape(whole, size, k).mT
+    if whole < count:
+        last, end = columns[whole, :k], points - whole * size
+        last[:, :end] = array[whole * size :].T
+        last[:, end:] = array[-1:].T if repeat_last else 0.0
     if ones:
-        filled[:, -1] = 1.0
-    return filled.view(count, size, -1).mT.contiguous()
+        columns[:, k] = 1.0
+    return columns

@@ -15,8 +15,10 @@ IntArray = NDArray[np.int64]
 Sampling = Literal["uniform", "random", "lobatto"]
 
 
-def sample_times(kind: Sampling, horizon: float, samples: int, seed: int, trajectories: int) -> FloatArray:
-    """Strictly increasing times from 0 to the horizon, both included; shape (B, K).
+def sample_times(
+    kind: Sampling, horizon: float, samples: int, seed: int, trajectories: int, first: int = 0
+) -> FloatArray:
+    """Strictly increasing times from 0 to the horizon, both included; shape (B, K), from trajectory `first` on.
 
     Raises
     ------
@@ -37,7 +39,8 @@ def sample_times(kind: Sampling, horizon: float, samples: int, seed: int, trajec
         times = 0.5 * horizon * (1.0 + nodes)
         times[-1] = horizon
         return np.broadcast_to(times, (trajectories, samples))
-    return np.stack([_random_times(horizon, samples, generator(seed, Stream.SAMPLING, b)) for b in range(trajectories)])
+    numbers = range(first, first + trajectories)
+    return np.stack([_random_times(horizon, samples, generator(seed, Stream.SAMPLING, b)) for b in numbers])
 
 
 def _random_times(horizon: float, samples: int, rng: np.random.Generator) -> FloatArray:
@@ -48,8 +51,8 @@ def _random_times(horizon: float, samples: int, rng: np.random.Generator) -> Flo
     return times
 
 
-def kept_samples(kind: Sampling, keep: float, samples: int, seed: int, trajectories: int) -> IntArray:
-    """Which samples of each trajectory stay, ascending, both ends always; shape (B, kept).
+def kept_samples(kind: Sampling, keep: float, samples: int, seed: int, trajectories: int, first: int = 0) -> IntArray:
+    """Which samples of each trajectory stay, ascending, both ends always; shape (B, kept), from `first` on.
 
     Evenly spaced ones; a random subset where the times are random.
     """
@@ -59,7 +62,7 @@ def kept_samples(kind: Sampling, keep: float, samples: int, seed: int, trajector
         return np.broadcast_to(even, (trajectories, count))
     ends = np.array([0, samples - 1])
     rows = []
-    for trajectory in range(trajectories):
+    for trajectory in range(first, first + trajectories):
         inner = 1 + generator(seed, Stream.KEEP, trajectory).permutation(samples - 2)[: count - 2]
         rows.append(np.sort(np.concatenate([ends, inner])))
     return np.stack(rows).astype(np.int64)

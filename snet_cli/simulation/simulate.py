@@ -81,6 +81,7 @@ def simulate(
     device: torch.device | str = "cpu",
     should_stop: Callable[[], bool] | None = None,
     team: Team = ALONE,
+    part: tuple[int, int] | None = None,
 ) -> Simulation:
     """Trajectories of a ground truth, as `snet simulate` writes them.
 
@@ -112,6 +113,9 @@ def simulate(
         Ends the integration early; what is missing counts as `budget`.
     team : Team
         The processes that share the trajectories; each of them has all in the end.
+    part : (int, int), optional
+        Of all trajectories only those from the first number to before the second: the same as in the whole, but that
+        none of a part may reach the horizon.
 
     Returns
     -------
@@ -130,18 +134,19 @@ def simulate(
     K = system.samples if samples is None else int(samples)
     _check(trajectories, T, K, keep, noise, missing, input_horizon, seed)
 
-    B = trajectories
-    x0 = np.stack([system.start(chosen, rng) for rng in generators(seed, Stream.INITIAL_STATE, B)])  # (B, n)
-    inputs = system.inputs(chosen, InputDraw(generators(seed, Stream.INPUTS, B), input_horizon, T))
-    times = sample_times(sampling, T, K, seed, B)  # (B, K)
+    first, end = (0, trajectories) if part is None else part
+    B = end - first
+    x0 = np.stack([system.start(chosen, rng) for rng in generators(seed, Stream.INITIAL_STATE, B, first)])  # (B, n)
+    inputs = system.inputs(chosen, InputDraw(generators(seed, Stream.INPUTS, B, first), input_horizon, T))
+    times = sample_times(sampling, T, K, seed, B, first)  # (B, K)
     truth = integrate_truth(system, chosen, x0, inputs, times, device, should_stop, team)
-    kept = kept_samples(sampling, keep, K, seed, B)  # (B, kept)
-    measured = _measure(truth.states, noise, missing, seed)
+    kept = kept_samples(sampling, keep, K, seed, B, first)  # (B, kept)
+    measured = _measure(truth.states, noise, missing, seed, first)
 
     channels = system.channels(chosen)
     outcomes = {label: truth.outcome.count(label) for label in dict.fromkeys(truth.outcome)}
     data = Trajectories(
-        ids=tuple(f"{b:03d}" for b in range(B)),
+        ids=tuple(f"{b:03d}" for b in range(first, end)),
         row_size=np.full(B, kept.shape[1], np.int64),
         time=np.take_along_axis(times, kept, 1).ravel(),
         outputs=np.take_along_axis(measured, kept[:, :, None], 1).reshape(-1, x0.shape[1]),
@@ -155,7 +160,8 @@ def simulate(
         system={"name": system.name, **chosen.model_dump(), "input_horizon": input_horizon},
         title=system.title,
     )
-    return Simulation(data, outcomes, _notes(outcomes, B, system), truth.evaluations)
+    notes = outcome_notes(outcomes, B, system.name) if part is None else ()
+    return Simulation(data, outcomes, notes, truth.evaluations)
 
 
 def integrate_truth(
@@ -200,29 +206,35 @@ def integrate_truth(
     return Truth(everywhere, tuple(Outcome(code).label for code in codes), int(team.total(points)[0]))
 
 
-def _measure(states: FloatArray, noise: float, missing: float, seed: int) -> FloatArray:
+def _measure(states: FloatArray, noise: float, missing: float, seed: int, first: int) -> FloatArray:
     """The states with noise, and without what was lost; shape (B, K, n)."""
     if noise == 0 and missing == 0:
         return states
     measured = states.copy()
     if noise > 0:
-        for values, rng in zip(measured, generators(seed, Stream.NOISE, len(measured)), strict=True):
+        for values, rng in zip(measured, generators(seed, Stream.NOISE, len(measured), first), strict=True):
             values += noise * rng.standard_normal(values.shape)
     if missing > 0:
-        for values, rng in zip(measured, generators(seed, Stream.MISSING, len(measured)), strict=True):
+        for values, rng in zip(measured, generators(seed, Stream.MISSING, len(measured), first), strict=True):
             values[rng.random(values.shape) < missing] = np.nan
     return measured
 
 
-def _notes(outcomes: Mapping[str, int], trajectories: int, system: System[Any]) -> tuple[str, ...]:
-    """What became of trajectories that did not reach the horizon."""
+def outcome_notes(outcomes: Mapping[str, int], trajectories: int, system: str) -> tuple[str, ...]:
+    """What became of trajectories that did not reach the horizon.
+
+    Raises
+    ------
+    NumericalError
+        If not one did.
+    """
     failed = {label: count for label, count in outcomes.items() if label != "ok"}
     if not failed:
         return ()
     what = ", ".join(f"{count} {label}" for label, count in failed.items())
     if "ok" not in outcomes:
         raise NumericalError(
-            f"none of the {trajectories} trajectories of {system.name} reached the horizon ({what}).",
+            f"none of the {trajectories} trajectories of {system} reached the horizon ({what}).",
             "Choose a shorter --horizon or other parameters.",
         )
     return (

@@ -83,6 +83,16 @@ class Mesh:
         time: FloatArray = self.boundaries[self.first_element[:-1] + np.arange(self.trajectories)]
         return time
 
+    def left_boundary_of(self, element: IntArray) -> IntArray:
+        """Position of these elements' left ends in `boundaries`."""
+        place: IntArray = element + self.trajectory[element]
+        return place
+
+    def start_of(self, trajectory: IntArray) -> FloatArray:
+        """Start time of these trajectories."""
+        time: FloatArray = self.boundaries[self.first_element[trajectory] + trajectory]
+        return time
+
     def between(self, begin: int, end: int) -> Mesh:
         """The mesh of trajectories `begin` to `end` alone."""
         first = self.first_element
@@ -158,7 +168,12 @@ def mesh_between(boundaries: FloatArray, count: IntArray, order: int) -> Mesh:
 
 
 def build_mesh(
-    start: FloatArray, end: FloatArray, elements: int, order: int, jumps: Sequence[FloatArray] | None = None
+    start: FloatArray,
+    end: FloatArray,
+    elements: int,
+    order: int,
+    jumps: Sequence[FloatArray] | None = None,
+    longest: float | None = None,
 ) -> Mesh:
     """Cut B trajectories into elements of nearly equal length, with boundaries on input jumps where there is room.
 
@@ -172,9 +187,12 @@ def build_mesh(
     jumps : sequence of B ndarrays, optional
         Times where an input jumps. A trajectory with fewer jumps than elements gets a boundary on each; denser jumps
         are left to the projection of u on the elements.
+    longest : float, optional
+        Length of the longest trajectory where these are a part of all.
     """
     horizon = end - start
-    share = np.maximum(1, np.rint(elements * horizon / horizon.max())).astype(np.int64)
+    longest = horizon.max() if longest is None else longest
+    share = np.maximum(1, np.rint(elements * horizon / longest)).astype(np.int64)
     first = np.concatenate([[0], np.cumsum(share)])
     # k / E from 0 to 1 within each trajectory; the convex combination hits both ends to the bit
     position = np.arange(first[-1] + start.size) - np.repeat(first[:-1] + np.arange(start.size), share + 1)

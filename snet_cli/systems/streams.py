@@ -28,6 +28,6 @@ def generator(seed: int, stream: Stream, trajectory: int) -> np.random.Generator
     return np.random.Generator(np.random.PCG64(np.random.SeedSequence(seed, spawn_key=(int(stream), trajectory))))
 
 
-def generators(seed: int, stream: Stream, trajectories: int) -> Iterator[np.random.Generator]:
-    """One generator per trajectory, in order."""
-    return (generator(seed, stream, trajectory) for trajectory in range(trajectories))
+def generators(seed: int, stream: Stream, trajectories: int, first: int = 0) -> Iterator[np.random.Generator]:
+    """One generator per trajectory, in order, from number `first` on."""
+    return (generator(seed, stream, trajectory) for trajectory in range(first, first + trajectories))

@@ -90,15 +90,13 @@ class Problem:
         Runs of neighbours are drawn at random, because neighbours share an end node and the noise in it: single
         elements would go on improving while the model learns that noise.
         """
-        own = self.mesh.elements
-        elements, before = int(team.total(own)[0]), team.before(own)
-        run = max(1, elements // RUNS)
-        draw = np.random.default_rng([seed, 0x5B1]).permutation(-(-elements // run))
-        held_runs = np.zeros(draw.size, bool)
-        held_runs[draw[: max(1, round(share * draw.size))]] = True
-        held = np.repeat(held_runs, run)[before : before + own]
+        held = held_out_elements(self.mesh.elements, share, seed, team)
         points = torch.from_numpy(np.repeat(held, self.mesh.basis.order + 1)).to(self.t.device)
         return self._restricted(~points, team), self._restricted(points, team)
+
+    def residual(self, model: Model) -> Residual:
+        """R as a function of the weights of this model."""
+        return Residual(self, model)
 
     def _restricted(self, points: Tensor, team: Team) -> Problem:
         weight = self.weight[points]
@@ -111,6 +109,17 @@ class Problem:
             u=self.u[points],
             weight=weight / total,
         )
+
+
+def held_out_elements(own: int, share: float, seed: int, team: Team = ALONE) -> NDArray[np.bool_]:
+    """Which of a process's `own` elements are held out, shape (own,); the draw is one over all processes."""
+    elements, before = int(team.total(own)[0]), team.before(own)
+    run = max(1, elements // RUNS)
+    draw = np.random.default_rng([seed, 0x5B1]).permutation(-(-elements // run))
+    held_runs = np.zeros(draw.size, bool)
+    held_runs[draw[: max(1, round(share * draw.size))]] = True
+    held: NDArray[np.bool_] = np.repeat(held_runs, run)[before : before + own]
+    return held
 
 
 class Residual:

@@ -262,9 +262,11 @@ def channel_scale(outputs: FloatArray, noise: FloatArray | None, *, scaled: bool
     scaled : bool
         False: c = 1.
     """
-    if not scaled:
-        return np.ones(outputs.shape[1])
-    deviation = channel_scales(outputs)[1]
+    return scale_of_misfit(channel_scales(outputs)[1], noise) if scaled else np.ones(outputs.shape[1])
+
+
+def scale_of_misfit(deviation: FloatArray, noise: FloatArray | None) -> FloatArray:
+    """The same from the standard deviation of each channel, shape (d,)."""
     if noise is None or not (np.isfinite(noise) & (noise > 0)).all():
         return deviation
     ratio: FloatArray = noise * np.sqrt(np.mean((deviation / noise) ** 2))

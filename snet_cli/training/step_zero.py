@@ -90,7 +90,7 @@ class StepZero:
 
 
 @dataclass(frozen=True)
-class _Channels:
+class FittedChannels:
     """Which outputs are fitted as series, and which give slopes to another."""
 
     fitted: list[int]
@@ -133,27 +133,30 @@ def step_zero(
     DataError
         If a trajectory is too short to be fitted.
     """
-    _require_two_samples(data)
-    channels = _channels(layout, second_order)
+    require_two_samples(data)
+    channels = fitted_channels(layout, second_order)
     start, end = data.start, data.end
     samples = Samples(data.trajectory_of_row(), data.time, data.outputs)
     is_known, values = known_start_mask(data, layout.states)
     known = np.where(is_known & known_start, values, np.nan)
-    x0 = _start_of_outputs(known, layout)
+    x0 = start_of_outputs(known, layout)
     jumps = jump_times(data.inputs.sampled, len(data))
     if order is None or elements is None or channels.slope_of:
-        search = _search(start, end, samples, x0, channels, order, elements, jumps, seed, deadline)
+        search = search_discretisation(start, end, samples, x0, channels, order, elements, jumps, seed, deadline)
         order, elements, noise = search.order, search.elements, search.noise
         samples = search.samples
     else:
         noise = np.full(data.outputs.shape[1], np.nan)
-        samples = _fitted_samples(samples, channels, None)
+        samples = fitted_samples(samples, channels, None)
     mesh = build_mesh(start, end, elements, order, jumps)
     fit = fit_series(mesh, samples, None if x0 is None else x0[:, channels.fitted], seed)
-    nodes = _all_states(mesh, fit, layout, channels)
-    _start_at(nodes, mesh, known)
+    nodes = all_states(mesh, fit, layout, channels)
+    start_at(nodes, mesh, known)
     error, misfit = _misfit(data, mesh, nodes, layout, scaled_misfit)
-    variance = _rate_variance(mesh, samples, layout, channels, _sample_noise(data, mesh, error, noise))
+    values = np.isfinite(data.outputs).sum(0)
+    unknowns = mesh.elements * mesh.basis.order + mesh.trajectories
+    gains = rate_gains(mesh, samples)
+    variance = rate_variance(gains[:2] / gains[2], layout, channels, sample_noise(values, unknowns, error, noise))
     counts, determined = _elements_that_count(fit), fit.determined
     return StepZero(mesh, nodes, counts, determined, misfit, error, noise, variance, fit.condition, fit.penalty)
 
@@ -170,7 +173,7 @@ def held_out_error(
         data.start,
         data.end,
         Samples(data.trajectory_of_row(), data.time, data.outputs),
-        _start_of_outputs(np.where(is_known & known_start, values, np.nan), layout),
+        start_of_outputs(np.where(is_known & known_start, values, np.nan), layout),
         order=order,
         elements=elements,
         jumps=jump_times(data.inputs.sampled, len(data)),
@@ -179,7 +182,13 @@ def held_out_error(
     return selection.channel_error
 
 
-def _require_two_samples(data: Trajectories) -> None:
+def require_two_samples(data: Trajectories) -> None:
+    """Refuse a trajectory of which no series can be made.
+
+    Raises
+    ------
+    DataError
+    """
     short = np.flatnonzero(data.row_size < 2)
     if short.size:
         raise DataError(
@@ -188,16 +197,17 @@ def _require_two_samples(data: Trajectories) -> None:
         )
 
 
-def _channels(layout: StateLayout, second_order: dict[str, str]) -> _Channels:
+def fitted_channels(layout: StateLayout, second_order: dict[str, str]) -> FittedChannels:
+    """Which outputs get a series, given the pairs q: v with q' = v."""
     output_of = {name: int(output) for name, output in zip(layout.states, layout.measured, strict=True) if output >= 0}
     slope_of = {output_of[q]: output_of[v] for q, v in second_order.items() if q in output_of and v in output_of}
     # v may itself be the q of another pair (a chain of integrators): then it keeps its own series
     slope_of = {q: v for q, v in slope_of.items() if v not in slope_of}
     fitted = [i for i in range(len(layout.outputs)) if i not in slope_of.values()]
-    return _Channels(fitted, slope_of)
+    return FittedChannels(fitted, slope_of)
 
 
-def _start_of_outputs(known: FloatArray, layout: StateLayout) -> FloatArray | None:
+def start_of_outputs(known: FloatArray, layout: StateLayout) -> FloatArray | None:
     """C x0, shape (B, d), NaN where an output sees a state whose x0 is unknown; None where nothing is known."""
     sees = layout.observation != 0
     complete = ~(np.isnan(known)[:, None, :] & sees).any(2)
@@ -205,7 +215,7 @@ def _start_of_outputs(known: FloatArray, layout: StateLayout) -> FloatArray | No
     return x0 if complete.any() else None
 
 
-def _start_at(nodes: FloatArray, mesh: Mesh, known: FloatArray) -> None:
+def start_at(nodes: FloatArray, mesh: Mesh, known: FloatArray) -> None:
     """Move x(t0) to where it is known, by an offset that fades out over the first element; writes into `nodes`.
 
     A series that was fitted through x0 is there already. Others are not: velocities that are q', and hidden states. A
@@ -220,25 +230,28 @@ def _start_at(nodes: FloatArray, mesh: Mesh, known: FloatArray) -> None:
 
 
 @dataclass(frozen=True)
-class _SearchResult:
+class SearchResult:
+    """Order, elements of the longest trajectory, held-out errors, what is fitted, and the noise that weights slopes."""
+
     order: int
     elements: int
     noise: FloatArray
     samples: Samples
+    noise_floor: FloatArray | None = None
 
 
-def _search(
+def search_discretisation(
     start: FloatArray,
     end: FloatArray,
     samples: Samples,
     x0: FloatArray | None,
-    channels: _Channels,
+    channels: FittedChannels,
     order: int | None,
     elements: int | None,
     jumps: list[FloatArray],
     seed: int,
     deadline: float,
-) -> _SearchResult:
+) -> SearchResult:
     """Discretisation and noise: first a series per output, which tells each one's noise, then with pairs joined."""
 
     def choose(part: Samples, known: FloatArray | None, scales: tuple[FloatArray, FloatArray] | None) -> Selection:
@@ -262,15 +275,15 @@ def _search(
     floor = 1e-12 * channel_scales(samples.values)[1]
     noise_floor = np.where(np.isfinite(noise), np.maximum(noise, floor), floor)
     if not channels.slope_of:
-        return _SearchResult(apart.order, apart.elements, noise, samples)
-    joined = _fitted_samples(samples, channels, noise_floor)
+        return SearchResult(apart.order, apart.elements, noise, samples)
+    joined = fitted_samples(samples, channels, noise_floor)
     fitted = channels.fitted
     slope_scale = np.array([noise_floor[channels.slope_of.get(i, i)] for i in fitted])
     together = choose(joined, None if x0 is None else x0[:, fitted], (noise_floor[fitted], slope_scale))
-    return _SearchResult(together.order, together.elements, noise, joined)
+    return SearchResult(together.order, together.elements, noise, joined, noise_floor)
 
 
-def _fitted_samples(samples: Samples, channels: _Channels, noise: FloatArray | None) -> Samples:
+def fitted_samples(samples: Samples, channels: FittedChannels, noise: FloatArray | None) -> Samples:
     """The samples of the fitted outputs, with v's samples as slopes of q, weighted by (σ_q / σ_v)²."""
     values = samples.values[:, channels.fitted]
     if noise is None or not channels.slope_of:
@@ -285,7 +298,7 @@ def _fitted_samples(samples: Samples, channels: _Channels, noise: FloatArray | N
     return samples._replace(values=values, slopes=slopes, slope_weight=weight)
 
 
-def _all_states(mesh: Mesh, fit: SeriesFit, layout: StateLayout, channels: _Channels) -> FloatArray:
+def all_states(mesh: Mesh, fit: SeriesFit, layout: StateLayout, channels: FittedChannels) -> FloatArray:
     """Node values of all n states: fitted series, derivatives of them for given velocities, a guess for the rest."""
     series = np.zeros((*fit.nodes.shape[:2], len(layout.outputs)))
     slopes = shared_derivative(mesh, fit.nodes)
@@ -314,26 +327,30 @@ def _misfit(
     return error, float((square / scale**2).sum() / max(int(mask.any(1).sum()), 1))
 
 
-def _sample_noise(data: Trajectories, mesh: Mesh, error: FloatArray, held_out: FloatArray) -> FloatArray:
+def sample_noise(values: FloatArray, unknowns: int, error: FloatArray, held_out: FloatArray) -> FloatArray:
     """σ of each output (d,): its residual over the degrees of freedom left, or the held-out error where that is less.
 
     The held-out error alone would count what a coarse discretisation misses as noise of the data.
+
+    Parameters
+    ----------
+    values : ndarray, shape (d,)
+        Measured values of each output.
+    unknowns : int
+        Of the series of one output.
     """
-    samples = np.isfinite(data.outputs).sum(0)
-    left = np.maximum(samples - mesh.elements * mesh.basis.order - mesh.trajectories, 1)
-    noise = error * np.sqrt(samples / left)
+    left = np.maximum(values - unknowns, 1)
+    noise = error * np.sqrt(values / left)
     result: FloatArray = np.where(np.isfinite(held_out), np.minimum(noise, held_out), noise)
     return result
 
 
-def _rate_variance(
-    mesh: Mesh, samples: Samples, layout: StateLayout, channels: _Channels, noise: FloatArray
-) -> FloatArray:
-    """Mean square error (n,) that noise of the samples leaves in each state's derivative.
+def rate_gains(mesh: Mesh, samples: Samples) -> FloatArray:
+    """What a unit of noise of the samples leaves in first and second derivatives: two sums, and their weight.
 
     In the orthonormal basis the normal matrix of many samples tends to their number n_e times the identity, hence the
     coefficients have variance σ² / n_e, and the k-th derivative on the nodes has on average
-    ``σ² / n_e (2/h)^{2k} Σ_q w_q/2 Σ_i (φ_i^{(k)}(τ_q))²``. A velocity that is q' takes k = 2 for its own derivative.
+    ``σ² / n_e (2/h)^{2k} Σ_q w_q/2 Σ_i (φ_i^{(k)}(τ_q))²``.
     """
     basis = mesh.basis
     element, _ = mesh.locate(samples.trajectory, samples.time)
@@ -345,7 +362,15 @@ def _rate_variance(
         rows = basis.differentiation @ rows
         gain = 0.5 * float((basis.weights[:, None] * rows**2).sum())
         per_element = gain * (2.0 / mesh.width) ** (2 * k) / np.maximum(count, 1)
-        gains.append(float((share * per_element).sum() / share.sum()))
+        gains.append(float((share * per_element).sum()))
+    return np.array([*gains, float(share.sum())])
+
+
+def rate_variance(gains: FloatArray, layout: StateLayout, channels: FittedChannels, noise: FloatArray) -> FloatArray:
+    """Mean square error (n,) that noise (d,) of the samples leaves in each state's derivative.
+
+    A velocity that is q' takes the second gain for its own derivative.
+    """
     of_output = np.zeros(len(layout.outputs))
     for output in channels.fitted:
         of_output[output] = noise[output] ** 2 * gains[0]

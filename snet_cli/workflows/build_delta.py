@@ -44,7 +44,7 @@ def _build(parts: Ingredients) -> Training:
     problem, held_out, patience = _held_out(parts, validation)
     prior = prior_strength(setup) if options.prior == "auto" else options.prior
     robust = (
-        _own_steps(options)
+        own_steps(options)
         and options.theta_step.name == "lbfgs"
         and options.tolerance == 0
         and is_exact(setup.step_zero, parts.data.train)
@@ -81,13 +81,18 @@ def prior_strength(setup: Setup) -> float:
     R is then σ² times a chi-square of that many degrees of freedom over their number, and R + λ|θ|² the log of the
     posterior under weights of standard deviation one (MacKay 1992). Noise-free data gives next to no prior.
     """
+    return prior_of(setup, setup.step_zero.mesh.elements)
+
+
+def prior_of(setup: Setup, elements: int) -> float:
+    """The same for so many elements in all."""
     zero = setup.step_zero
     scale = setup.problem.scale.cpu().numpy()
-    equations = zero.mesh.elements * zero.mesh.basis.order * scale.size
+    equations = elements * zero.mesh.basis.order * scale.size
     return float((scale**2 * zero.rate_variance).sum() / equations)
 
 
-def _own_steps(options: FitOptions) -> bool:
+def own_steps(options: FitOptions) -> bool:
     """Whether this program decides how to descend, not the paper."""
     return options.theta_step.name != "adam" and options.preset is None
 
@@ -98,7 +103,7 @@ def _held_out(parts: Ingredients, validation: HeldOut | None) -> tuple[Problem, 
     problem = parts.own_problem(setup.problem)
     if validation is not None:
         return problem, validation.part(team), math.inf
-    if _own_steps(options) and setup.step_zero.mesh.elements >= FEWEST_ELEMENTS_TO_SHARE:
+    if own_steps(options) and setup.step_zero.mesh.elements >= FEWEST_ELEMENTS_TO_SHARE:
         train, held = problem.split_elements(HELD_OUT_SHARE, stream(parts.common.seed, STREAM_HELD_OUT), team)
         return train, held, PATIENCE
     return problem, None, math.inf

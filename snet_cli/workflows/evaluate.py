@@ -10,11 +10,12 @@ from typing import Any
 import numpy as np
 import torch
 
-from snet_cli.data.checkpoint_file import load_checkpoint_with_notes
+from snet_cli.data.checkpoint_file import LoadedCheckpoint, load_checkpoint_with_notes
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.storage import check_no_input_is_overwritten, check_output, write_atomic
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.trajectory_file import load_with_notes, save_trajectories
+from snet_cli.data.trajectory_slices import notes_on_file, open_slices
 from snet_cli.distributed import ALONE, Team
 from snet_cli.errors import CheckpointError
 from snet_cli.evaluation.coverage import judge_bands
@@ -32,6 +33,7 @@ from snet_cli.training.relaxed_score import RelaxedRule
 from snet_cli.workflows import memory
 from snet_cli.workflows.bands import bands_of, required_posterior
 from snet_cli.workflows.ensemble import members_of
+from snet_cli.workflows.evaluate_slices import check_options, chosen, evaluate_in_slices, needs_slices
 from snet_cli.workflows.held_out import hold_out, scorable
 from snet_cli.workflows.provenance import history_line, provenance
 from snet_cli.workflows.reporter import Reporter, Silent
@@ -86,6 +88,11 @@ def evaluate(
     loaded = load_checkpoint_with_notes(model, max_bytes=common.max_bytes)
     source = None if options.model is None else read_source(options.model)
     trained = from_checkpoint(loaded.checkpoint, model, source)
+    parse_requirements(options.require, trained.layout.outputs)  # a bound that names nothing fails before any work
+    if needs_slices(test, len(trained.layout.states), common, team):
+        for note in loaded.notes:
+            report.note(note)
+        return _in_slices(test, model, output, options, common, force, dry_run, report, team, loaded, trained, started)
     data_file = load_with_notes(test, max_bytes=common.max_bytes, allow_missing_channels=True)
     for note in (*loaded.notes, *data_file.notes):
         report.note(note)
@@ -95,7 +102,6 @@ def evaluate(
     if options.relaxed:
         _require_rule(trained, model)
     posterior = required_posterior(loaded.checkpoint, trained, model) if options.bands else None
-    parse_requirements(options.require, trained.layout.outputs)  # a bound that names nothing fails before any work
     set_threads(common.threads, len(data) * EVALUATION_WIDTH, team.place.local_size)
     windows = plan_windows(data, horizon=options.horizon, from_every=options.from_every)
     if output is not None:
@@ -149,6 +155,53 @@ def evaluate(
         pictures=tuple(str(path) for path in pictures),
     )
     return {"command": "evaluate", **summary.to_json(), "ensemble": together}
+
+
+def _in_slices(
+    test: str,
+    model: str,
+    output: str | None,
+    options: EvaluateOptions,
+    common: CommonOptions,
+    force: bool,
+    dry_run: bool,
+    report: Reporter,
+    team: Team,
+    loaded: LoadedCheckpoint,
+    trained: TrainedModel,
+    started: float,
+) -> dict[str, Any]:
+    """The same where the forecasts do not fit into the memory all at once."""
+    device = choose_device(common.device, team.place)
+    check_options(options, bool(members_of(loaded.checkpoint, model)), output)
+    if output is not None:
+        check_no_input_is_overwritten(output, model, test)
+        check_output(output, force)
+    with open_slices(test, max_bytes=common.max_bytes) as whole:
+        for note in notes_on_file(whole):
+            report.note(note)
+        trained.check_fits(whole.shell)
+        team.require_same({"model file": loaded.sha256, "test file": whole.sha256})
+        slices = chosen(whole, options.split)
+        set_threads(common.threads, len(slices) * EVALUATION_WIDTH, team.place.local_size)
+        if dry_run:
+            return {
+                "command": "evaluate",
+                "dry_run": True,
+                "model": trained.model_options["name"],
+                "trajectories": len(slices),
+                "in_slices": True,
+            }
+        record = provenance(
+            "evaluate",
+            {**options.model_dump(mode="json"), **common.model_dump(mode="json")},
+            parents={"model": loaded.sha256, "test": whole.sha256},
+        )
+        histories = (loaded.checkpoint.history, whole.shell.history)
+        summary = evaluate_in_slices(
+            trained, slices, output, options, record, histories, force, device, report, team
+        ).to_json()
+    return {"command": "evaluate", **summary, "seconds": time.perf_counter() - started, "ensemble": None}
 
 
 def _require_rule(trained: TrainedModel, path: str) -> RelaxedRule:

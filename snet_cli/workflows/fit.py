@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
-from contextlib import nullcontext
+from contextlib import closing, nullcontext
 from typing import Any
 
 import numpy as np
@@ -22,9 +22,10 @@ from snet_cli.training.options import EnsembleOptions, FitOptions
 from snet_cli.workflows.confidence import posterior_at_end
 from snet_cli.workflows.ensemble import check_ensemble, train_ensemble
 from snet_cli.workflows.fit_data import FitData, load_fit_data
+from snet_cli.workflows.fit_end import final_scores
 from snet_cli.workflows.fit_plan import notes_of, plan_of_fit, tell_setup
+from snet_cli.workflows.fit_slices import build_in_slices, require_same_reading
 from snet_cli.workflows.fit_task import Begun, FitTask, require_agreement
-from snet_cli.workflows.honest_end import disagreement, rollout_score
 from snet_cli.workflows.methods import build_training, iterations_of, resolve_method
 from snet_cli.workflows.metrics_file import MetricsFile
 from snet_cli.workflows.provenance import history_line, provenance
@@ -40,11 +41,12 @@ from snet_cli.workflows.resume import (
     state_path,
 )
 from snet_cli.workflows.run_state import encode_state, on_device
+from snet_cli.workflows.sliced_data import SlicedData, load_slices, needs_slices
 from snet_cli.workflows.train_one import (
     checkpoint_of,
     limits_of,
-    mesh_of,
     resolved_options,
+    search_end,
     set_up,
     summary_of,
     tick_of,
@@ -56,9 +58,6 @@ from snet_cli.workflows.training_setup import choose_model
 
 FINISHED = ("converged", "iterations", "diverged")
 """How a run ends that has nothing more to do under its limits; one that ran out of time has."""
-
-SHORTEST_ROLLOUT_LIMIT = 30.0
-"""Seconds that the final rollout may always take."""
 
 ROLLOUT_SHARE = 0.15
 """Share of `--max-time` that is kept back for the final rollout, and a quarter of a second more."""
@@ -175,8 +174,19 @@ def _fit(task: FitTask, saved: SavedRun | None) -> dict[str, Any]:
     """Set up, train, judge and write; from a saved state on, if there is one."""
     options, common, report, team = task.options, task.common, task.report, task.team
     device = choose_device(common.device, team.place)
-    data = load_fit_data(task.train, options, common, report)
-    run_key = fingerprint(options, common, device, choose_model(options, data.train), data.parents)
+    data: FitData | SlicedData = (
+        load_slices(task.train, options, common, report)
+        if needs_slices(task.train, options, common, team)
+        else load_fit_data(task.train, options, common, report)
+    )
+    with closing(data):
+        return _fit_to(task, data, saved, device)
+
+
+def _fit_to(task: FitTask, data: FitData | SlicedData, saved: SavedRun | None, device: torch.device) -> dict[str, Any]:
+    """The same with the data at hand."""
+    options, common, report, team = task.options, task.common, task.report, task.team
+    run_key = fingerprint(options, common, device, choose_model(options, data.shell), data.parents)
     require_agreement(team, run_key, data, saved)
     if saved is not None:
         saved.check_fits(run_key)
@@ -209,23 +219,12 @@ def _train_and_write(task: FitTask, begun: Begun, run_key: dict[str, Any], saved
         writer.discard()
     _require_a_model(training, result, report)
     setup = with_estimates(parts.setup, training)
-    seconds = _rollout_seconds(task, result)
-    scores = team.once(
-        lambda own: [
-            None if part is None else rollout_score(setup.trained, part, device, report, seconds, own)
-            for part in (data.train, data.validation)
-        ]
-    )
-    reason = (
-        None
-        if scores[0] is None
-        else disagreement(setup, training, mesh_of(setup, training), result, data.train, scores[0])
-    )
+    scores, reason = final_scores(task, begun, training, result, setup)
     if reason is not None:
         report.note(reason)
     posterior = posterior_at_end(
         training.method,
-        data.train,
+        data.shell,
         setup.layout.outputs,
         common,
         report,
@@ -233,8 +232,8 @@ def _train_and_write(task: FitTask, begun: Begun, run_key: dict[str, Any], saved
         result.longest,
     )
     complete = not report.should_stop()
-    summary = summary_of(setup, training, result, scores[0], scores[1])
-    checkpoint = checkpoint_of(setup, training, result, summary, data, options, common, device, posterior)
+    summary = summary_of(setup, training, result, *scores)
+    checkpoint = checkpoint_of(setup, training, result, summary, parts.data, options, common, device, posterior)
     force = task.force or saved is not None
     sha256 = save_checkpoint(task.output, checkpoint, force=force) if team.is_lead else ""
     answer = {
@@ -288,10 +287,15 @@ def _finished(task: FitTask, saved: SavedRun) -> dict[str, Any] | None:
     return {**result, **own, "peak_memory_mb": peak_memory_mb(), "output": task.output}
 
 
-def _set_up(task: FitTask, data: FitData, device: torch.device, saved: SavedRun | None) -> Begun:
+def _set_up(task: FitTask, data: FitData | SlicedData, device: torch.device, saved: SavedRun | None) -> Begun:
     """Step 0, the problem and which method; what a saved run settled stays so."""
     options, common = task.options, task.common
     zero = None if saved is None else saved.step_zero
+    if saved is not None:
+        require_same_reading(saved.about["settled"], sliced=isinstance(data, SlicedData), path=display(saved.path))
+    if isinstance(data, SlicedData):
+        end = search_end(options, task.started)
+        return build_in_slices(options, common, data, device, end, zero, task.report, task.team)
     setup = set_up(options, common, data.train, device, task.started, zero, task.team)
     if saved is not None:
         options = options.model_copy(update={"method": saved.about["method"]})
@@ -305,7 +309,7 @@ def _build(task: FitTask, begun: Begun) -> Training:
     parts, report = begun.parts, task.report
     if task.team.is_lead:
         tell_setup(parts.setup, notes_of(parts, begun.choice), report)
-    training = build_training(begun.choice.method, parts)
+    training = begun.in_slices.training if begun.in_slices else build_training(begun.choice.method, parts)
     for note in training.notes:
         report.detail(note)
     for choice_made in training.choices:
@@ -388,10 +392,3 @@ def _require_a_model(training: Training, result: FitResult, report: Reporter) ->
             "Look at the data with `snet info`, or try another --seed, --order, --elements or --method.",
         )
     report.note(f"{reason} after {result.iterations} iterations; the last good model is kept.")
-
-
-def _rollout_seconds(task: FitTask, result: FitResult) -> float:
-    """Time for the final rollouts: what is left of `--max-time`, else as long as training took, at least a while."""
-    if task.options.max_time is not None:
-        return max(task.options.max_time - task.seconds, 0.1)
-    return max(result.seconds, SHORTEST_ROLLOUT_LIMIT)

@@ -6,13 +6,16 @@ import math
 from typing import Any
 
 from snet_cli.data.options import CommonOptions
+from snet_cli.distributed import ALONE
 from snet_cli.training.method_choice import MethodChoice
 from snet_cli.training.options import FitOptions
 from snet_cli.workflows.fit_data import load_fit_data
 from snet_cli.workflows.methods import METHODS, check_unknowns, iterations_of, resolve_method
+from snet_cli.workflows.plan_slices import plan_in_slices
 from snet_cli.workflows.reporter import Reporter
 from snet_cli.workflows.resources import choose_device
-from snet_cli.workflows.train_one import set_up
+from snet_cli.workflows.sliced_data import needs_slices
+from snet_cli.workflows.train_one import search_end, set_up
 from snet_cli.workflows.training_plan import Ingredients
 from snet_cli.workflows.training_setup import Setup
 
@@ -21,6 +24,11 @@ def plan_of_fit(
     train: str, options: FitOptions, common: CommonOptions, report: Reporter, started: float
 ) -> dict[str, Any]:
     """What `--dry-run` prints."""
+    if needs_slices(train, options, common, ALONE):
+        found, parts, notes = plan_in_slices(train, options, common, report, search_end(options, started))
+        tell_setup(parts.setup, notes, report)
+        reason = notes[0].partition(": ")[2]
+        return {**_plan(parts, MethodChoice("delta", reason), notes), **found}
     device = choose_device(common.device)
     data = load_fit_data(train, options, common, report)
     setup = set_up(options, common, data.train, device, started)
@@ -28,6 +36,11 @@ def plan_of_fit(
     choice = resolve_method(parts)
     notes = notes_of(parts, choice)
     tell_setup(setup, notes, report)
+    return _plan(parts, choice, notes)
+
+
+def _plan(parts: Ingredients, choice: MethodChoice, notes: list[str]) -> dict[str, Any]:
+    setup, data = parts.setup, parts.data
     zero, names = setup.step_zero, setup.layout.outputs
     return {
         "command": "fit",

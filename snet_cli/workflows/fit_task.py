@@ -6,10 +6,11 @@ import copy
 import json
 import time
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, NamedTuple
 
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.shares import shares
+from snet_cli.data.trajectory_slices import TrajectorySlices
 from snet_cli.distributed import Lane, Team, lanes_for
 from snet_cli.training.method_choice import MethodChoice
 from snet_cli.training.options import FitOptions
@@ -17,7 +18,9 @@ from snet_cli.workflows.build_shooting import SHOOTING_METHODS
 from snet_cli.workflows.fit_data import FitData
 from snet_cli.workflows.reporter import Reporter, Silent
 from snet_cli.workflows.resume import SavedRun
-from snet_cli.workflows.training_plan import Ingredients
+from snet_cli.workflows.sliced_data import SlicedData
+from snet_cli.workflows.slices_setup import SlicedSetup
+from snet_cli.workflows.training_plan import Ingredients, Training
 
 
 @dataclass(frozen=True)
@@ -57,18 +60,27 @@ class _Unheard(Silent):
         return self.heard.should_stop()
 
 
+class InSlices(NamedTuple):
+    """Training data that is read in slices, step 0 on it, and its method."""
+
+    slices: TrajectorySlices
+    setup: SlicedSetup
+    training: Training
+
+
 @dataclass(frozen=True)
 class Begun:
     """What training begins with: step 0, the problem, a new model, and which method."""
 
     parts: Ingredients
     choice: MethodChoice
+    in_slices: InSlices | None = None
 
     @property
     def lanes(self) -> int:
         """How many lanes the processes have together."""
         parts = self.parts
-        if self.choice.method in SHOOTING_METHODS:
+        if self.choice.method in SHOOTING_METHODS or self.in_slices is not None:
             return 1
         weights = sum(p.numel() for p in parts.setup.trained.model.parameters())
         return lanes_for(len(parts.data.train), parts.team.size, weights, parts.device.type)
@@ -85,7 +97,7 @@ class Begun:
         return replace(self, parts=replace(self.parts, setup=replace(setup, trained=trained), team=lane))
 
 
-def require_agreement(team: Team, run_key: dict[str, Any], data: FitData, saved: SavedRun | None) -> None:
+def require_agreement(team: Team, run_key: dict[str, Any], data: FitData | SlicedData, saved: SavedRun | None) -> None:
     """All processes have the same files, options and state, and a trajectory each.
 
     Raises
@@ -97,4 +109,4 @@ def require_agreement(team: Team, run_key: dict[str, Any], data: FitData, saved:
     same = {f"{role} file": digest for role, digest in data.parents.items()}
     same |= {"state of the run": "none" if saved is None else f"iteration {saved.state.iteration}"}
     team.require_same({**same, **{f"option {key}": json.dumps(value) for key, value in run_key.items()}})
-    shares(data.train.row_size, team.size)
+    shares(data.row_size, team.size)

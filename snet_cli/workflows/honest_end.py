@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -160,19 +160,46 @@ def disagreement(
         Of the training data.
     """
     nodes = _nodes(setup, training)
-    failed = sum(score.outcomes.get(word, 0) for word in ("diverged", "step-underflow", "budget"))
     own = _own_error(setup, mesh, nodes, result, data)
+
+    def residuals() -> tuple[float, float]:
+        return (math.nan, math.nan) if nodes is None else residuals_between(setup, mesh, nodes, data)
+
+    return explained(setup, training, mesh, own, residuals, len(data), score)
+
+
+def explained(
+    setup: Setup,
+    training: Training,
+    mesh: Mesh,
+    own: float | None,
+    residuals: Callable[[], tuple[float, float]],
+    trajectories: int,
+    score: RolloutScore,
+) -> str | None:
+    """The same from numbers.
+
+    Parameters
+    ----------
+    own : float or None
+        The error that the method saw itself, in standard deviations.
+    residuals : callable
+        R at the nodes, and between them; NaN where there are none.
+    trajectories : int
+        How many were forecast.
+    """
+    failed = sum(score.outcomes.get(word, 0) for word in ("diverged", "step-underflow", "budget"))
     if own is None or not math.isfinite(own):
         return None
     error_now = math.inf if score.relative is None else score.relative
     if not failed and error_now <= max(BLURRED * own, LEAST):
         return None
-    at, between = (math.nan, math.nan) if nodes is None else _residuals(setup, mesh, nodes, data)
+    at, between = residuals()
     if not failed and error_now <= APART * own and not between > BETWEEN * at:
         return None
     error = "no forecast reaches its end" if score.relative is None else f"the rollout's is {score.relative:.2g}"
     facts = f"the loss promises an error of {own:.2g} standard deviations at the samples, {error}"
-    return f"{facts}: {_reason(setup, training, mesh, (at, between), data, score)}"
+    return f"{facts}: {_reason(setup, training, mesh, (at, between), trajectories, score)}"
 
 
 def _nodes(setup: Setup, training: Training) -> FloatArray | None:
@@ -201,11 +228,11 @@ def _reason(
     training: Training,
     mesh: Mesh,
     residuals: tuple[float, float],
-    data: Trajectories,
+    total: int,
     score: RolloutScore,
 ) -> str:
     """The first cause in the order of the module docstring that the numbers point to, and the remedy."""
-    total, (at, between) = len(data), residuals
+    at, between = residuals
     coarse = between > BETWEEN * at
     remedy = f"raise --order (now {mesh.basis.order}) or --elements (now {mesh.elements_of_longest})"
     ratio = f"{math.sqrt(between / at):.2g} times" if between < MOST_TOLD**2 * at else f"over {MOST_TOLD} times"
@@ -234,7 +261,7 @@ def _reason(
     return "small residuals grow along the forecast. Forecast shorter, train longer, or try --method joint."
 
 
-def _residuals(setup: Setup, mesh: Mesh, nodes: FloatArray, data: Trajectories) -> tuple[float, float]:
+def residuals_between(setup: Setup, mesh: Mesh, nodes: FloatArray, data: Trajectories) -> tuple[float, float]:
     """R at the nodes, and on twice as many, between them."""
     rates = rate_function(setup.trained.model, data, setup.trained.inputs, setup.problem.t.device)
     scale = setup.problem.scale.cpu().numpy()

@@ -53,7 +53,8 @@ def import_(
     SnetError
         Any of the tree; nothing is written then.
     """
-    from snet_cli.data.trajectory_file import save_trajectories  # h5py costs 0.1 s at import
+    from snet_cli.data import slice_writer  # h5py costs 0.1 s at import
+    from snet_cli.data.trajectory_file import save_trajectories
 
     report = report or Silent()
     check_no_input_is_overwritten(output, *paths)
@@ -70,7 +71,9 @@ def import_(
     record = provenance("import", options.model_dump(mode="json"), parents=parents)
     earlier = [imported.trajectories.history]
     data = replace(imported.trajectories, provenance=record, history=history_line(record, earlier))
-    return {**summary, "sha256": save_trajectories(output, data, force), "output": output}
+    large = data.outputs.size >= slice_writer.LARGE and output != "-"
+    save = slice_writer.save_in_slices if large else save_trajectories
+    return {**summary, "sha256": save(output, data, force), "output": output}
 
 
 def _summary(data: Trajectories) -> dict[str, Any]:

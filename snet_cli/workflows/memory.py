@@ -17,6 +17,7 @@ import numpy as np
 
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.trajectories import Trajectories
+from snet_cli.distributed import Place
 from snet_cli.errors import UsageError
 from snet_cli.models.base import StateSpace
 from snet_cli.models.options import ModelOptions
@@ -38,6 +39,12 @@ SERIES_COPIES = 3
 SIMULATED_COPIES, FORECAST_COPIES = 13, 22
 """Numbers kept per sample and state by `simulate` and by `evaluate`: samples, truth, stages, the file's image."""
 
+ONE = Place()
+"""A process that is alone."""
+
+LAUNCHER = 250e6
+"""Bytes of `torchrun`, which imports torch."""
+
 FEWER = "Use fewer trajectories, samples, elements or weights, or raise --max-memory where there is more."
 
 
@@ -58,6 +65,35 @@ def require_memory(what: str, needed: float, common: CommonOptions) -> None:
     free, reason = min(_limits(common.max_memory))
     if needed > free:
         raise UsageError(f"{what} needs about {_size(needed)} of memory, more than the {_size(free)} {reason}.", FEWER)
+
+
+def share(common: CommonOptions, place: Place) -> float:
+    """Bytes that one of the processes of this machine may take in all, what it has included.
+
+    `--max-memory` is that of all processes together, their launcher included: they share the machine.
+    """
+    limit = min(_limits(common.max_memory))[0]
+    return limit if place.local_size == 1 else max(limit - LAUNCHER, 0.0) / place.local_size
+
+
+def require_share(what: str, needed: float, common: CommonOptions, place: Place) -> None:
+    """Refuse work that cannot fit into the part of the memory that one of several processes has.
+
+    Raises
+    ------
+    UsageError
+    """
+    free, reason = min(_limits(common.max_memory))
+    if needed > share(common, place):
+        each = f" in each of {place.local_size} processes" if place.local_size > 1 else ""
+        raise UsageError(
+            f"{what} needs about {_size(needed)} of memory{each}, more than the {_size(free)} {reason}.", FEWER
+        )
+
+
+def resident() -> float:
+    """Bytes that this process has in memory now."""
+    return _kilobytes(_read("/proc/self/status"), "VmRSS:")
 
 
 def free_memory(common: CommonOptions) -> float:

@@ -115,23 +115,15 @@ def _simulated(
     from snet_cli.simulation.simulate import simulate as integrated
     from snet_cli.workflows import memory
     from snet_cli.workflows.resources import choose_device, set_threads
+    from snet_cli.workflows.simulate_slices import is_large, write_simulation
 
     states = len(get_system(system).channels(parameters).states)
     size = memory.of_simulation(options.trajectories, options.samples or 1, states)
-    memory.require_memory("the simulation", size, common)
+    large = output != "-" and is_large(options, states)
+    if not large:
+        memory.require_memory("the simulation", size, common)
     set_threads(common.threads, options.trajectories * WIDTH, team.place.local_size)
     device = choose_device(common.device, team.place)
-    simulation = integrated(
-        system,
-        parameters,
-        **options.model_dump(),
-        seed=common.seed,
-        device=device,
-        should_stop=report.should_stop,
-        team=team,
-    )
-    for note in simulation.notes:
-        report.note(note)
     record = provenance(
         "simulate",
         {
@@ -143,5 +135,18 @@ def _simulated(
             "threads": torch.get_num_threads(),
         },
     )
+    if large:
+        return write_simulation(system, output, options, parameters, common, record, force, report, device, team)
+    simulation = integrated(
+        system,
+        parameters,
+        **options.model_dump(),
+        seed=common.seed,
+        device=device,
+        should_stop=report.should_stop,
+        team=team,
+    )
+    for note in simulation.notes:
+        report.note(note)
     data = replace(simulation.trajectories, provenance=record, history=history_line(record))
     return dict(simulation.outcomes), save_trajectories(output, data, force) if team.is_lead else ""

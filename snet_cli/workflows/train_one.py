@@ -61,14 +61,14 @@ def set_up(
     timed = zero is None and options.max_time is not None and team.size > 1  # clocks differ: the lead's result counts
     if timed and not team.is_lead:
         zero = decode_step_zero(team.bytes_from_lead(b""))
-    setup = prepare(options, common, train, device, _search_end(options, started), zero)
+    setup = prepare(options, common, train, device, search_end(options, started), zero)
     if timed and team.is_lead:
         team.bytes_from_lead(encode_step_zero(setup.step_zero))
-    set_threads(common.threads, setup.problem.t.numel() * _width(setup), team.place.local_size)
+    set_threads(common.threads, setup.problem.t.numel() * width_of(setup), team.place.local_size)
     return setup
 
 
-def _search_end(options: FitOptions, started: float) -> float:
+def search_end(options: FitOptions, started: float) -> float:
     """When the search for order and elements has to end."""
     if options.max_time is None:
         return math.inf
@@ -76,7 +76,7 @@ def _search_end(options: FitOptions, started: float) -> float:
     return now + SEARCH_SHARE * max(started + options.max_time - now, 0.0)
 
 
-def _width(setup: Setup) -> int:
+def width_of(setup: Setup) -> int:
     """Widest layer of the model, at least its number of states."""
     widths = [max(p.shape, default=1) for p in setup.trained.model.parameters()]
     return max([len(setup.layout.states), *widths])

@@ -150,10 +150,14 @@ def training_statistics(problem: Problem, start_nodes: FloatArray) -> tuple[Floa
 
 def _statistics(x: FloatArray, start_nodes: FloatArray) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Mean, range and mean start from points (Q, n) and starts (B, n)."""
-    low, high = x.min(0), x.max(0)
-    magnitude = np.where(np.abs(x).max(0) > 0, np.abs(x).max(0), 1.0)
-    extent = np.where(high - low > 1e-12 * magnitude, high - low, magnitude)
-    return x.mean(0), extent, start_nodes.mean(0)
+    return x.mean(0), extent_of(x.min(0), x.max(0)), start_nodes.mean(0)
+
+
+def extent_of(low: FloatArray, high: FloatArray) -> FloatArray:
+    """Range of each state from its extremes, shape (n,)."""
+    largest = np.maximum(np.abs(low), np.abs(high))
+    magnitude = np.where(largest > 0, largest, 1.0)
+    return np.where(high - low > 1e-12 * magnitude, high - low, magnitude)
 
 
 def with_estimated_states(trained: TrainedModel, nodes: FloatArray, first: NDArray[np.int64]) -> TrainedModel:

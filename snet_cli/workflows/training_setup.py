@@ -95,14 +95,15 @@ def lay_out(options: FitOptions, choice: ModelChoice, data: Trajectories) -> Sta
     return lay_out_states(
         data.output_names,
         None if required is None else required.states,
-        _second_order(choice),
+        second_order_of(choice),
         options.observe,
         choice.options.hidden_states if isinstance(choice.options, GenericOptions) else 0,
         _lagged(choice, data),
     )
 
 
-def _second_order(choice: ModelChoice) -> dict[str, str]:
+def second_order_of(choice: ModelChoice) -> dict[str, str]:
+    """Pairs q: v with q' = v given."""
     return dict(choice.options.second_order) if isinstance(choice.options, MlpOptions) else {}
 
 
@@ -174,7 +175,7 @@ def prepare(
         space.inputs,
         {name: unit for name, unit in {**data.units, **data.inputs.units}.items() if unit},
         data.time_unit,
-        {} if data.inputs.sampled is None else dict(zip(*_hold(data), strict=True)),
+        {} if data.inputs.sampled is None else dict(zip(*hold_of(data), strict=True)),
         dict(zip(model.constants, constants.mean(0).tolist(), strict=True)),
         *training_statistics(problem, zero.nodes[first, 0]),
         choice.source,
@@ -182,7 +183,8 @@ def prepare(
     return Setup(choice, layout, zero, problem, trained)
 
 
-def _hold(data: Trajectories) -> tuple[tuple[str, ...], tuple[str, ...]]:
+def hold_of(data: Trajectories) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Sampled inputs, and how each is held."""
     sampled = data.inputs.sampled
     return ((), ()) if sampled is None else (sampled.names, sampled.intersample)
 
@@ -202,7 +204,7 @@ def fit_step_zero(
         return step_zero(
             part,
             layout,
-            _second_order(choice),
+            second_order_of(choice),
             order=order if options.order == "auto" else options.order,
             elements=elements if options.elements == "auto" else options.elements,
             known_start=options.x0 != "free",
@@ -272,8 +274,18 @@ def _require_outputs(data: Trajectories) -> None:
             f"the channel '{empty[0]}' has no measured value in the trajectories to train on.",
             "Leave it out on import, or train on trajectories that measure it.",
         )
+    require_moderate(data)
+
+
+def require_moderate(data: Trajectories) -> None:
+    """No value whose square leaves the range of numbers, and inputs wherever there are samples.
+
+    Raises
+    ------
+    DataError
+    """
     for name, column in zip(data.output_names, data.outputs.T, strict=True):
-        largest = float(np.nanmax(np.abs(column)))
+        largest = float(np.max(np.abs(column), where=np.isfinite(column), initial=0.0))
         if largest > LARGEST_VALUE:
             raise DataError(
                 f"the channel '{name}' holds values of {largest:.3g}, whose squares leave the range of numbers.",

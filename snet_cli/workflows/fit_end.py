@@ -1,0 +1,54 @@
+"""How a fit ends: forecasts of the training and validation data, and whether they are what the loss promised."""
+
+from __future__ import annotations
+
+from snet_cli.training.loop import FitResult
+from snet_cli.workflows.fit_slices import disagreement_in_slices, rollout_in_slices
+from snet_cli.workflows.fit_task import Begun, FitTask
+from snet_cli.workflows.honest_end import RolloutScore, disagreement, rollout_score
+from snet_cli.workflows.train_one import mesh_of
+from snet_cli.workflows.training_plan import Training
+from snet_cli.workflows.training_setup import Setup
+
+SHORTEST_ROLLOUT_LIMIT = 30.0
+"""Seconds that the final rollout may always take."""
+
+Scores = tuple[RolloutScore | None, RolloutScore | None]
+"""Of the training data and of the validation data."""
+
+
+def final_scores(
+    task: FitTask, begun: Begun, training: Training, result: FitResult, setup: Setup
+) -> tuple[Scores, str | None]:
+    """The scores of both forecasts, and why the first is far worse than the loss promised; None where it is not.
+
+    Parameters
+    ----------
+    setup : Setup
+        With the states that training estimated.
+    """
+    report, team, data, device = task.report, task.team, begun.parts.data, begun.parts.device
+    seconds = rollout_seconds(task, result)
+    if begun.in_slices is not None:
+        sliced, slices = begun.in_slices.setup, begun.in_slices.slices
+        score = rollout_in_slices(sliced, slices, device, report, seconds, team)
+        held = data.validation
+        held_score = None if held is None else rollout_score(setup.trained, held, device, report, seconds, team)
+        return (score, held_score), disagreement_in_slices(sliced, training, result, slices, score)
+    train_score, held_score = team.once(
+        lambda own: [
+            None if part is None else rollout_score(setup.trained, part, device, report, seconds, own)
+            for part in (data.train, data.validation)
+        ]
+    )
+    if train_score is None:
+        return (None, held_score), None
+    mesh = mesh_of(setup, training)
+    return (train_score, held_score), disagreement(setup, training, mesh, result, data.train, train_score)
+
+
+def rollout_seconds(task: FitTask, result: FitResult) -> float:
+    """Time for the final rollouts: what is left of `--max-time`, else as long as training took, at least a while."""
+    if task.options.max_time is not None:
+        return max(task.options.max_time - task.seconds, 0.1)
+    return max(result.seconds, SHORTEST_ROLLOUT_LIMIT)
