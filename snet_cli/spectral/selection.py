@@ -57,6 +57,10 @@ SELECTION_SAMPLES = 20_000
 """Samples that the search looks at: whole trajectories, the first ones."""
 
 
+GUESSES = ((12, 1), (8, 4), (8, 16))
+"""Order and elements that are tried first where time is limited."""
+
+
 class Candidate(NamedTuple):
     """One discretisation and its held-out score."""
 
@@ -119,6 +123,8 @@ def choose_discretisation(
         Reading of `time.perf_counter` after which the best so far is taken.
     """
     search = _Search(start, end, samples, x0, scale, slope_scale, jumps, seed, deadline)
+    if math.isfinite(deadline):
+        search.guess(order, elements)
     if elements in (None, 1):
         for p in ORDERS if order is None else (order,):
             if not search.try_one(p, 1):
@@ -176,6 +182,7 @@ class _Search:
         self.samples_of_longest = int(count.max())
         self.most_elements = max(1, int(count.max()) // 2)
         self.tried: list[Candidate] = []
+        self.guessed: list[Candidate] = []
         self.errors: dict[tuple[int, int], tuple[FloatArray, FloatArray]] = {}
 
     @property
@@ -210,8 +217,16 @@ class _Search:
         self.errors[order, elements] = (value_error, slope_error)
         return True
 
+    def guess(self, order: int | None, elements: int | None) -> None:
+        """Try some that are often good: a search that time cuts short would know the lowest orders only."""
+        for p, count in GUESSES:
+            self.try_one(order or p, elements or count)
+        self.guessed, self.tried = self.tried, []
+
     def choose(self, order: int | None, elements: int | None) -> Selection:
         """The candidate with fewest unknowns among those within WORTH_IT of the best."""
+        if time.perf_counter() > self.deadline:  # else guesses count for nothing: the same choice as without a limit
+            self.tried += self.guessed
         if not self.tried:
             nothing = np.full(self.scale.size, np.nan)
             return Selection(order or ORDERS[0], elements or 1, np.inf, nothing, nothing, ())

@@ -119,7 +119,7 @@ class Batch(NamedTuple):
     @property
     def root(self) -> Tensor:
         """W^½ ⊗ S on the residuals of each node, shape (N, P, n)."""
-        return self.part.quadrature.sqrt()[:, :, None] * self.part.element_scale
+        return self.part.quadrature.sqrt()[:, :, None] * self.part.scale
 
     def points(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Times (Q,), x (Q, n) and u (Q, m + c) at all nodes in one list, for node values (N, P, n)."""
@@ -230,7 +230,7 @@ class ArrowProblem:
         """R, L and the penalty at node values X and the model's θ."""
         with torch.no_grad():
             defect = self.relaxed.defect(self.model, nodes)
-            whitened = self.relaxed.quadrature.sqrt()[:, :, None] * self.relaxed.element_scale * defect
+            whitened = self.relaxed.quadrature.sqrt()[:, :, None] * self.relaxed.scale * defect
             square = weighted_square(self.relaxed, defect).sum()
             top = (self.tail[:, None, :] @ whitened).square().sum()
             sums = self.team.sum(top, square, misfit(self.relaxed, nodes).sum())
@@ -254,8 +254,7 @@ class ArrowProblem:
         blocks, gradient = normal_blocks(part, x, gamma, batch.grams, defect, F)
         free = (~part.known_start).to(x.dtype)
         # the ψ_p-component of the residuals: n rows (sign dropped), and their values
-        by_row = part.element_scale[:, 0, :, None, None] * F.transpose(1, 2)  # (N, n, P, n)
-        top = (batch.tail * part.quadrature.sqrt())[:, None, :, None] * by_row
+        top = (batch.tail * part.quadrature.sqrt())[:, None, :, None] * (part.scale[:, None, None] * F.transpose(1, 2))
         top[part.first_elements, :, 0] *= free[:, None, :]
         top = top.reshape(N, n, P * n)
         whitened = batch.root * defect
@@ -271,10 +270,10 @@ class ArrowProblem:
 def _coupling(batch: Batch, F: Tensor, free: Tensor) -> Tensor:
     """M = J_xᵀ T_eᵀ, shape (N, Pn, Pn): node a and state j in the rows, residual q and i in the columns."""
     part = batch.part
-    scaled = part.element_scale[..., None] * F  # s_i F_a,ij
+    scaled = part.scale[:, None] * F  # s_i F_a,ij
     M = -scaled.mT[:, :, :, None, :] * batch.projected[:, :, None, :, None]  # [e, a, j, q, i]
     by_state = torch.diagonal(M, dim1=2, dim2=4)  # (N, P, P, n), a view
-    by_state += batch.slopes[..., None] * part.element_scale[:, None]
+    by_state += batch.slopes[..., None] * part.scale
     M[part.first_elements, 0] *= free[:, :, None, None]
     return M.flatten(3, 4).flatten(1, 2)
 

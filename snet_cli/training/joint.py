@@ -1,6 +1,7 @@
 """Joint Gauss-Newton: Levenberg-Marquardt on the trajectories X and the weights θ together, γ falling to the exact ODE.
 
-    warm-up:  θ alone with X of step 0 (δ-SNet), as long as a network that knows nothing would only spoil X (`warm_up`)
+    warm-up:  θ alone with X of step 0 (δ-SNet), as long as a network that knows nothing would only spoil X (`warm_up`);
+              it is all there is where exact data has kinks
     then:     (X, θ) <- (X, θ) + one damped Gauss-Newton step on J = γ(L + ν|θ|²) + R        (`arrow`)
               γ falls when its level has converged, until the ODE holds to the discretisation error (`continuation`)
     at last:  the mesh is refined where noise would not hide its error, and γ falls further (`refinement`)
@@ -40,6 +41,9 @@ TRIES = 12
 
 STATE_DAMPING, MOST_STATE_DAMPING, STATE_FACTOR = 1e-3, 1e6, 100.0
 """Damping of X: least and at first, bound, and factor after trials that all failed."""
+
+FIRST_STEP = 10.0
+"""Time of the first step beside the longest of the warm-up: measured 4 to 7."""
 
 ROUNDING = 1e-13
 """Promised decrease relative to J that rounding hides: X and θ are at their minimum."""
@@ -112,6 +116,7 @@ class Joint:
         self.iteration = self.evaluations = 0
         self.outcome: Outcome | None = None
         self.failure: str | None = None
+        self.moved = False  # since it was made or restored
         everywhere = replace(problem, weight=relaxed.quadrature.flatten())
         solved = solve_in_closed_form(model, everywhere.node_data(), team)
         learns = not solved and any(p.requires_grad for p in model.parameters())
@@ -133,6 +138,13 @@ class Joint:
         """γ of the current level."""
         return self.continuation.gamma
 
+    @property
+    def growth(self) -> float:
+        """How many times as long as the longest iteration so far the next one may take, for `loop.run`."""
+        if self.warm_up is None or not self.warm_up.done:
+            return 1.0
+        return 1.0 if self.moved else FIRST_STEP
+
     def held_out(self) -> Tensor | None:
         """J of the held-out trajectories at the scorer's γ, their X minimising Eq. 4 with θ fixed (Sec. 7)."""
         if self.scorer is None:
@@ -148,6 +160,7 @@ class Joint:
             weight = self.measured * huber_weight(self.arrow.relaxed.error(self.nodes), self.threshold)
             self.arrow.use(self.arrow.relaxed.with_weight(weight))
         before, gamma = self.arrow.loss(self.nodes), self.gamma
+        self.moved = True
         if self.outcome is None:
             after = self._move(before)
             if self.outcome is None:
@@ -159,16 +172,11 @@ class Joint:
         total = math.nan if self.outcome == "not-finite" else before.total(gamma)
         return Step(before.residual, before.misfit, total)
 
-    def _let_count(self, share: Tensor) -> None:
-        """Weigh the residuals of each element as the warm-up did; what a jump of f spoils, no finer mesh mends."""
-        self._use(replace(self.arrow.relaxed, share=share), self.nodes)
-        self.remesher = None
-
     def _warm_up(self, warm_up: WarmUp) -> Step:
         value = warm_up.step()
         self.evaluations = warm_up.evaluations
         if warm_up.done and warm_up.share is not None:
-            self._let_count(warm_up.share)
+            self.outcome = "converged"  # exact as X is, it would have to bend to obey a model across a jump of f
         error = float(self.team.sum(misfit(self.arrow.relaxed, self.nodes).sum())[0])
         return Step(value, error, self.gamma * error + value)
 
@@ -239,8 +247,6 @@ class Joint:
         if self.warm_up is not None:
             own = {k.removeprefix("warm_up."): v for k, v in state.items() if k.startswith("warm_up.")}
             self.warm_up.restore(own)
-            if self.warm_up.done and self.warm_up.share is not None:
-                self._let_count(self.warm_up.share)
         if self.remesher is not None:
             mesh = mesh_from_state({k.removeprefix("mesh."): v for k, v in state.items() if k.startswith("mesh.")})
             first = self.team.before(self.mesh.trajectories)

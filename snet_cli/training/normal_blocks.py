@@ -95,13 +95,13 @@ def normal_blocks(
         ∂f/∂x at the nodes.
     """
     D = relaxed.differentiation * relaxed.rate[:, None, None]  # (N, P, P), row q
-    w, s2 = relaxed.quadrature, relaxed.element_scale**2  # (N, P), (N, 1, n)
-    weighted = w[:, :, None, None] * s2[..., None] * F  # (N, P, n, n): w_q S² F_q
+    w, s2 = relaxed.quadrature, relaxed.scale**2
+    weighted = w[:, :, None, None] * s2[:, None] * F  # (N, P, n, n): w_q S² F_q
     cross = D.mT[:, :, None, :, None] * weighted.permute(0, 2, 1, 3)[:, None]  # [e, j, a, q, b] = D_qj (w S² F)_q,ab
     H = -(cross + cross.permute(0, 3, 4, 1, 2))
     stiffness = D.mT @ (w[:, :, None] * D)
     by_state = torch.diagonal(H, dim1=2, dim2=4)  # (N, P, P, n), a view
-    by_state += stiffness[..., None] * s2[:, None]
+    by_state += stiffness[..., None] * s2
     by_node = torch.diagonal(H, dim1=1, dim2=3)  # (N, n, n, P), a view
     by_node += (F.mT @ weighted).permute(0, 2, 3, 1)
     for gram, coupling in grams:

@@ -87,8 +87,6 @@ class RelaxedProblem:
         States whose x(t0) is given: no step may move them.
     misfit_share, residual_share : Tensor, shape (B,)
         K_b / K and T_b / ΣT.
-    share : Tensor, shape (N, n), or None
-        What the squared residuals of an element count (Huber's weights); 1 where it is None.
     """
 
     mesh: Mesh
@@ -105,14 +103,6 @@ class RelaxedProblem:
     known_start: Tensor
     misfit_share: Tensor
     residual_share: Tensor
-    share: Tensor | None = None
-
-    @property
-    def element_scale(self) -> Tensor:
-        """What residuals are multiplied by before they are squared: s and √share, shape (N, 1, n)."""
-        if self.share is None:
-            return self.scale.expand(self.trajectory.numel(), 1, -1)
-        return self.scale * self.share.sqrt()[:, None, :]
 
     @property
     def first_elements(self) -> Tensor:
@@ -197,7 +187,6 @@ class RelaxedProblem:
             known_start=known,
             misfit_share=self.misfit_share[chosen],
             residual_share=self.residual_share[chosen],
-            share=None if self.share is None else self.share[elements],
         )
 
     def as_share(self, team: Team) -> RelaxedProblem:
@@ -238,7 +227,7 @@ def residual(relaxed: RelaxedProblem, model: Model, nodes: Tensor) -> Tensor:
 
 def weighted_square(relaxed: RelaxedProblem, defect: Tensor) -> Tensor:
     """Each trajectory's Σ_q w_q |s ⊙ defect|², from (N, P, n) to (B,)."""
-    cost = (relaxed.quadrature[:, :, None] * (relaxed.element_scale * defect) ** 2).sum((1, 2))
+    cost = (relaxed.quadrature[:, :, None] * (relaxed.scale * defect) ** 2).sum((1, 2))
     return torch.zeros_like(relaxed.residual_share).index_add(0, relaxed.trajectory, cost)
 
 

@@ -115,7 +115,7 @@ class GradientStep:
         with torch.enable_grad():
             rates = evaluate(self.model, relaxed.t, nodes, relaxed.u)
         defect = relaxed.slope(self.nodes) - rates.detach()
-        v = 2.0 * relaxed.quadrature[:, :, None] * relaxed.element_scale**2 * defect
+        v = 2.0 * relaxed.quadrature[:, :, None] * relaxed.scale**2 * defect
         gradient = relaxed.differentiation.T @ (v * relaxed.rate[:, None, None])
         if rates.requires_grad:
             (through_f,) = torch.autograd.grad(rates, nodes, v, allow_unused=True)
