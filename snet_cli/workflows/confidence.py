@@ -57,7 +57,7 @@ def posterior_at_end(
         why = f"has more than {MOST_NUMBERS}" if numbers > MOST_NUMBERS else "does not fit --max-memory with"
         report.note(f"no confidence is kept: the model {why} weights ({numbers}); snet evaluate --bands needs it.")
         return None
-    if method.warm_up is not None and not method.warm_up.done:
+    if method.warm_up is not None and not method.moved:
         each *= WARM_UP_SHARE
     if method.team.any(report.should_stop() or seconds < STEPS_WORTH * each)[0]:
         report.note("no confidence is kept: the time was up. snet evaluate --bands needs it; --resume computes it.")
