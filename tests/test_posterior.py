@@ -179,7 +179,8 @@ def test_a_model_without_confidence_says_how_to_get_it(swing, snet):
     assert ran.code == 4
     assert ran.err == (
         "error: delta.h5: the checkpoint holds no confidence, which --bands draws from.\n"
-        "Train with --method joint, or leave --bands out.\n"
+        "Train one model with --method joint and time enough for its end (snet fit --resume computes a confidence that "
+        "is missing), or leave --bands out.\n"
     )
 
 
@@ -216,7 +217,7 @@ def test_more_weights_than_memory_for_them_are_left_out(swing, snet, monkeypatch
     ran = snet("fit", "a.h5", "-o", "wide.h5", "-f", *MESH, "--iterations", "1", "--model", "swing.py:Swing")
     assert ran.code == 0, ran.err
     assert (
-        "note: no confidence is kept: the model has more than 2 weights (3); snet evaluate --bands needs it.\n"
+        "note: no confidence is kept: the model has 3 weights, more than 2; snet evaluate --bands needs it.\n"
     ) in ran.err
     assert "posterior" not in load_checkpoint("wide.h5").extra
     assert not fits_memory(1000, 10**6)

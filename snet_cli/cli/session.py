@@ -189,7 +189,8 @@ def again(ctx: typer.Context) -> str:
         else:
             for one in value if isinstance(value, list | tuple) else [value]:
                 words += [param.opts[0], quoted(str(one))]
-    return " ".join([*words, "--resume"])
+    one_model = not (ctx.params.get("seeds") or ctx.params.get("folds"))  # an ensemble keeps no state
+    return " ".join([*words, "--resume"] if one_model else words)
 
 
 def counted(count: int, one: str, many: str = "") -> str:

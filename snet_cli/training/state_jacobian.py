@@ -54,9 +54,9 @@ def state_jacobian(model: Model, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tenso
         with torch.enable_grad():
             state = x[part].detach().requires_grad_()
             value = evaluate(model, t[part], state, u[part])
+            for i in range(n):
+                jacobian[part, i] = _row(value, state, i)
         values[part] = value.detach()
-        for i in range(n):
-            jacobian[part, i] = _row(value, state, i)
     return values, jacobian
 
 

@@ -32,7 +32,8 @@ def required_posterior(checkpoint: Checkpoint, trained: TrainedModel, path: str)
     if posterior is None:
         raise CheckpointError(
             f"{path}: the checkpoint holds no confidence, which --bands draws from.",
-            "Train with --method joint, or leave --bands out.",
+            "Train one model with --method joint and time enough for its end (snet fit --resume computes a confidence "
+            "that is missing), or leave --bands out.",
         )
     named = [(name, p.numel()) for name, p in trained.model.named_parameters()]
     if named != list(zip(posterior.names, posterior.sizes, strict=True)):

@@ -54,8 +54,8 @@ def posterior_at_end(
     if numbers == 0:
         return None
     if not fits_memory(numbers, memory):
-        why = f"has more than {MOST_NUMBERS}" if numbers > MOST_NUMBERS else "does not fit --max-memory with"
-        report.note(f"no confidence is kept: the model {why} weights ({numbers}); snet evaluate --bands needs it.")
+        why = f"more than {MOST_NUMBERS}" if numbers > MOST_NUMBERS else "too many for --max-memory"
+        report.note(f"no confidence is kept: the model has {numbers} weights, {why}; snet evaluate --bands needs it.")
         return None
     if method.warm_up is not None and not method.moved:
         each *= WARM_UP_SHARE

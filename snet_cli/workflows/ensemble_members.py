@@ -54,10 +54,10 @@ class Member:
     summary: dict[str, Any]
 
     @property
-    def rank(self) -> tuple[float, float]:
-        """Smaller is better: forecasts that do not reach their end, and the error of the others."""
+    def rank(self) -> tuple[bool, float, float]:
+        """Smaller is better: untrained or not, forecasts that do not reach their end, and the error of the others."""
         mse = self.told["score"]
-        return (self.told["diverged"], math.inf if mse is None else mse)
+        return (self.told["iterations"] == 0, self.told["diverged"], math.inf if mse is None else mse)
 
 
 @dataclass(frozen=True)

@@ -127,11 +127,11 @@ def fit(
         time.perf_counter() if started is None else started,
         team,
     )
-    if dry_run:
-        return plan_of_fit(task.train, task.options, task.common, task.report, task.started)
     several = ensemble is not None and ensemble.wanted
     if ensemble is not None and several:
         check_ensemble(task.options, ensemble, resume=resume, metrics=metrics is not None)
+    if dry_run:
+        return plan_of_fit(task.train, task.options, task.common, task.report, task.started)
     _check_files(task)
     if ensemble is not None and several:
         with output_lock(output, display(output)) if team.is_lead and output != "-" else nullcontext():
@@ -248,6 +248,8 @@ def _train_and_write(task: FitTask, begun: Begun, run_key: dict[str, Any], saved
     }
     if writer is not None:
         ended = {"limits": _asked(task, training.method.name), "sha256": sha256, "result": answer}
+        # a joint run that has no confidence for want of time is not at its end: --resume computes it
+        complete = complete and not (posterior is None and training.method.name == "joint" and options.max_time)
         writer.finish(ended if complete and result.status in FINISHED else None)
     return answer
 

@@ -27,6 +27,7 @@ from snet_cli.forecasting.rollout import Forecast, rollout
 from snet_cli.integration import Tolerances
 from snet_cli.spectral.mesh import Mesh
 from snet_cli.spectral.refinement import prolong, raise_order
+from snet_cli.training.joint import Joint
 from snet_cli.training.loop import FitResult
 from snet_cli.workflows.remesh import rate_function
 from snet_cli.workflows.reporter import Reporter
@@ -189,8 +190,8 @@ def explained(
         How many were forecast.
     """
     failed = sum(score.outcomes.get(word, 0) for word in ("diverged", "step-underflow", "budget"))
-    if own is None or not math.isfinite(own):
-        return None
+    if own is None or not math.isfinite(own) or (score.relative is None and not failed):
+        return None  # nothing to compare, or only time was up
     error_now = math.inf if score.relative is None else score.relative
     if not failed and error_now <= max(BLURRED * own, LEAST):
         return None
@@ -255,10 +256,13 @@ def _reason(
     own = math.sqrt(at / len(setup.layout.states))
     if own > LEAST:
         unmet = f"its trajectories are no solutions of the model, whose rates miss theirs by {own:.2g} of their size"
-        if getattr(training.method, "gamma", None) is not None:
+        warming_up = isinstance(training.method, Joint) and not training.method.moved
+        if getattr(training.method, "gamma", None) is not None and not warming_up:
             return f"gamma is too large or the model too small, {unmet}. Lower --gamma, or use a larger network."
-        return f"{unmet}. Train longer, or let the trajectories move too: --method joint."
-    return "small residuals grow along the forecast. Forecast shorter, train longer, or try --method joint."
+        other = "" if warming_up else ", or let the trajectories move too: --method joint"
+        return f"{unmet}. Train longer{other}."
+    other = "" if isinstance(training.method, Joint) else ", or try --method joint"
+    return f"small residuals grow along the forecast. Forecast shorter, train longer{other}."
 
 
 def residuals_between(setup: Setup, mesh: Mesh, nodes: FloatArray, data: Trajectories) -> tuple[float, float]:

@@ -48,6 +48,8 @@ def resolve_method(parts: Ingredients) -> MethodChoice:
         return MethodChoice(options.method, "as asked for.")
     weights = sum(p.numel() for p in parts.setup.trained.model.parameters())
     obstacle = _why_not_joint(parts, weights)
+    if options.preset == "paper":
+        obstacle = "the paper has two methods of its own"
     if obstacle is None:
         return MethodChoice("joint", f"the Schur complement of its {weights} weights fits the memory.")
     choice = _first_order_method(parts)
