@@ -16,7 +16,7 @@ export SNET_THREADS=1 # nothing here is large enough to share out
 
 snet simulate vehicle -o train.h5 --trajectories 40
 snet simulate vehicle -o test.h5 --trajectories 10 --seed 1 --horizon 100 --samples 500
-snet fit train.h5 -o model.h5 --method delta --iterations 300
+snet fit train.h5 -o model.h5
 snet evaluate model.h5 test.h5 --plot figures --require 'diverged<=0'
 
 echo "pictures: $(pwd)/figures/plane.png (truth dotted red, forecast blue) and others beside it"
