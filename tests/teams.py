@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import faulthandler
 import json
 import os
 import signal
@@ -17,6 +18,10 @@ import torch
 
 from snet_cli import distributed as processes
 from snet_cli.cli.main import main
+
+
+HANGS = 45.0
+"""Seconds after which a process tells where each of its threads is; tests wait 60 for it."""
 
 
 class Member(NamedTuple):
@@ -60,6 +65,7 @@ class Team:
                 with open(f"out.{rank}", "w") as out, open(f"err.{rank}", "w") as err:
                     sys.stdout, sys.stderr = out, err
                     os.dup2(err.fileno(), 2)
+                    faulthandler.dump_traceback_later(HANGS, file=err)  # for the message of the test that kills it
                     code = task() if callable(task) else main([str(word) for word in task])
                     out.flush()
                     err.flush()

@@ -113,7 +113,8 @@ def test_a_lane_that_fails_ends_all():
     [
         ("delta", ("--iterations", 20)),
         ("alpha", ("--iterations", 3, "--gamma", 3)),
-        ("joint", ("--iterations", 12)),
+        # once in dozens of runs the two forks never end, on a busy machine; why is not known
+        pytest.param("joint", ("--iterations", 12), marks=pytest.mark.stress),
     ],
     ids=["delta", "alpha", "joint"],
 )
