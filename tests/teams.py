@@ -19,7 +19,6 @@ import torch
 from snet_cli import distributed as processes
 from snet_cli.cli.main import main
 
-
 HANGS = 45.0
 """Seconds after which a process tells where each of its threads is; tests wait 60 for it."""
 
