@@ -21,7 +21,7 @@ from snet_cli.data.trajectory_slices import TrajectorySlices, joined
 from snet_cli.distributed import Team
 from snet_cli.errors import DataError
 from snet_cli.models.base import NodeData
-from snet_cli.models.registry import build_model, state_space
+from snet_cli.models.registry import state_space
 from snet_cli.spectral.mesh import Mesh, mesh_between
 from snet_cli.spectral.selection import SELECTION_SAMPLES
 from snet_cli.training.blocks import BlockProblem
@@ -35,12 +35,12 @@ from snet_cli.workflows.reporter import Reporter, Tick
 from snet_cli.workflows.trained_model import TrainedModel, extent_of
 from snet_cli.workflows.training_setup import (
     STREAM_HELD_OUT,
-    STREAM_WEIGHTS,
     ModelChoice,
     Setup,
     choose_model,
     hold_of,
     lay_out,
+    new_model,
     require_moderate,
     second_order_of,
     stream,
@@ -109,15 +109,7 @@ def set_up_in_slices(
     layout = lay_out(options, choice, shell)
     seen = observed_names(shell.output_names, options.observe)
     space = state_space(choice.name, seen, shell.inputs.names)._replace(states=layout.states)
-    dtype = torch.float32 if common.dtype == "float32" else torch.float64
-    model = build_model(
-        choice.name,
-        choice.options,
-        space,
-        seed=stream(common.seed, STREAM_WEIGHTS),
-        dtype=dtype,
-        source=choice.source,
-    ).to(device)
+    model = new_model(choice, space, common).to(device)
     cuts = slices.cuts(team.size, team.rank)
     spans = slices.spans(cuts)
     first = _first_trajectories(slices, spans, team)

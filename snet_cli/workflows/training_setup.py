@@ -17,6 +17,7 @@ from snet_cli.data.constants import known_constants
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.errors import DataError, UsageError
+from snet_cli.models.base import Model, StateSpace
 from snet_cli.models.mlp import Mlp, lag_name
 from snet_cli.models.options import GenericOptions, MlpOptions, ModelOptions
 from snet_cli.models.registry import MODELS, build_model, default_model, state_space
@@ -116,6 +117,18 @@ def _lagged(choice: ModelChoice, data: Trajectories) -> tuple[str, ...]:
     return tuple(lag_name(name) for name in data.inputs.names)
 
 
+def new_model(choice: ModelChoice, space: StateSpace, common: CommonOptions) -> Model:
+    """The model with its first weights, drawn from the seed."""
+    return build_model(
+        choice.name,
+        choice.options,
+        space,
+        seed=stream(common.seed, STREAM_WEIGHTS),
+        dtype=torch.float32 if common.dtype == "float32" else torch.float64,
+        source=choice.source,
+    )
+
+
 def prepare(
     options: FitOptions,
     common: CommonOptions,
@@ -146,16 +159,8 @@ def prepare(
     layout = lay_out(options, choice, data)
     seen = observed_names(data.output_names, options.observe)
     space = state_space(choice.name, seen, data.inputs.names)._replace(states=layout.states)
-    dtype = torch.float32 if common.dtype == "float32" else torch.float64
     require_memory("the model", memory.of_network(choice.options, space, options.theta_step.name), common)
-    model = build_model(
-        choice.name,
-        choice.options,
-        space,
-        seed=stream(common.seed, STREAM_WEIGHTS),
-        dtype=dtype,
-        source=choice.source,
-    ).to(device)
+    model = new_model(choice, space, common).to(device)
     if zero is None:
         require_memory("step 0", memory.of_step_zero(options, data), common)
         zero = fit_step_zero(options, common, data, choice, layout, deadline)
