@@ -1,13 +1,14 @@
 """What a checkpoint keeps of the uncertainty of θ: a Gaussian around the estimate, and the noise it was judged by.
 
     /posterior/names, sizes      parameters in order, and how many numbers each holds       (P,), (P,)
-    /posterior/factor            lower triangle, row by row, of L: L Lᵀ = information / dispersion + diag(prior_std)⁻²
+    /posterior/factor            lower triangle, row by row, of L:
+                                 L Lᵀ = Σ_d information_d / dispersion_d + diag(prior_std)⁻²
     /posterior/deviation, prior_std    standard deviation of each number of θ, and before any data      (N_θ,)
     /posterior/noise_std, correlation, values      each output's noise, how many neighbouring errors say the same,
                                                    and how many values were observed                     (d,)
     /posterior/effective         numbers of θ that the data determines
-    /posterior/dispersion        what the information was divided by, so that bands hold the error of the model as well;
-                                 1 where the file has none
+    /posterior/dispersion        what the information of each output was divided by, so that bands hold the error of the
+                                 model as well (d,); one number for all in files of before, and 1 where there is none
 
 A factor with a positive diagonal is that of a positive definite matrix whatever its other entries are, so that no file
 can hold a posterior that is none.
@@ -56,9 +57,9 @@ class Posterior:
     values : ndarray of int, shape (d,)
         Observed values of each output.
     effective : float
-        tr(information / dispersion (L Lᵀ)⁻¹): how many numbers of θ the data determines.
-    dispersion : float
-        What the information was divided by, at least 1; 1 where errors at the samples are noise.
+        tr(Σ_d information_d / dispersion_d (L Lᵀ)⁻¹): how many numbers of θ the data determines.
+    dispersion : ndarray, shape (d,)
+        What the information of each output was divided by, at least 1; 1 where its errors at the samples are noise.
     """
 
     names: tuple[str, ...]
@@ -70,7 +71,7 @@ class Posterior:
     correlation: FloatArray
     values: NDArray[np.int64]
     effective: float
-    dispersion: float = 1.0
+    dispersion: FloatArray
 
     def to_arrays(self) -> dict[str, NDArray[Any]]:
         """The group of a checkpoint."""
@@ -85,7 +86,7 @@ class Posterior:
             "correlation": self.correlation,
             "values": self.values,
             "effective": np.array([self.effective]),
-            "dispersion": np.array([self.dispersion]),
+            "dispersion": self.dispersion,
         }
 
 
@@ -128,8 +129,17 @@ def read_posterior(extra: Mapping[str, Mapping[str, NDArray[Any]]], label: str) 
         _floats(group, "correlation", outputs, label, least=0.0),
         np.asarray(values, np.int64),
         float(_floats(group, "effective", (1,), label)[0]),
-        float(_floats(group, "dispersion", (1,), label, least=1.0)[0]) if "dispersion" in group else 1.0,
+        _dispersion(group, outputs, label),
     )
+
+
+def _dispersion(group: Mapping[str, NDArray[Any]], outputs: tuple[int, ...], label: str) -> FloatArray:
+    """One for each output, whatever age the file is of."""
+    if "dispersion" not in group:
+        return np.ones(outputs)
+    one_for_all = group["dispersion"].shape == (1,)
+    found = _floats(group, "dispersion", (1,) if one_for_all else outputs, label, least=1.0)
+    return np.broadcast_to(found, outputs).copy()
 
 
 def _member(group: Mapping[str, NDArray[Any]], name: str, kinds: str, label: str) -> NDArray[Any]:
@@ -163,7 +173,7 @@ def describe_posterior(state: Mapping[str, NDArray[Any]], posterior: Posterior) 
         "parameters": named_parameters(state, posterior),
         "numbers": len(posterior.factor),
         "effective": posterior.effective,
-        "dispersion": posterior.dispersion,
+        "dispersion": posterior.dispersion.tolist(),
         "noise_std": posterior.noise_std.tolist(),
         "correlation": posterior.correlation.tolist(),
         "values": posterior.values.tolist(),

@@ -7,15 +7,20 @@ Noise differs from sample to sample, the error of a model and of its training is
     s = ρ_1             the share of their variance that the next sample repeats, where it is half of it or more
 
 More data makes θ more certain and the discrepancy s e² no smaller: a posterior that shrinks with the number of samples
-gives bands that are too narrow wherever s is not 0, most of all for exact data. Its information is therefore divided by
-a dispersion φ ≥ 1 (McCullagh & Nelder 1989, sec. 4.5; a tempered likelihood), chosen so that at the samples of training
-the band is as wide as what it has to hold: the discrepancy, and the uncertainty of θ that there is without one,
+gives bands that are too narrow wherever s is not 0, most of all for exact data. The information I_d of each output is
+therefore divided by a dispersion φ_d ≥ 1 of its own (McCullagh & Nelder 1989, sec. 4.5; a tempered likelihood), chosen
+so that at the samples of training the band of each output is as wide as what it has to hold: the discrepancy, and the
+uncertainty of θ that there is without one,
 
-    Σ J_k Cov(φ) J_kᵀ / (σ² τ) = φ Σ λ/(λ + φ)  =  Σ s e² / (σ² τ)  +  Σ λ/(λ + 1).
+    Σ_k J_kd Cov(φ) J_kdᵀ / (σ_d² τ_d) = tr I_d Cov(φ)  =  Σ_k s_d e_kd² / (σ_d² τ_d)  +  tr I_d Cov(1),
 
-J_k is the sensitivity of a value and λ are the eigenvalues of the information in units of the prior. White errors and
-mildly coloured ones give φ = 1. That the error of a model behaves like a change of its weights is an assumption (Pernot
-2017 shows where it fails): what no weights could cause has the right size where it was trained, not the right shape.
+    Cov(φ) = (Σ_d I_d / φ_d + 1)⁻¹     in units of the prior.
+
+J_kd is the sensitivity of a value. White errors and mildly coloured ones give φ_d = 1. In the basis where Σ_d I_d is
+the identity, Cov(1)⁻¹ = 1 + Λ⁻¹, and nothing of it is large: the equations are solved there by φ_d <- φ_d asked /
+found, where what is found grows more slowly than φ_d. That the error of a model behaves like a change of its weights is
+an assumption (Pernot 2017 shows where it fails): what no weights could cause has the right size where it was trained,
+not the right shape.
 
 Notes
 -----
@@ -27,11 +32,12 @@ wide, as one that determines up to fourteen numbers alone is missed too much. φ
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from scipy.optimize import brentq
 from torch import Tensor
 
 from snet_cli.distributed import ALONE, Team
@@ -48,6 +54,15 @@ SIGNIFICANT = 2.0
 REPEATING = 0.5
 """Share below which errors are taken for coloured noise, which τ holds: the error of a model repeats itself over tens
 of samples, and a small share of many values would widen the confidence of a few numbers without bound."""
+
+KNOWN = 1e-8
+"""Information in a direction, in units of the prior, below which it has no part in any trace."""
+
+AGREES, MOST_ROUNDS = 1e-3, 200
+"""Relative change of φ that is none, and after how many rounds it is taken as it is."""
+
+TINY = 1e-300
+"""Least trace that is divided by."""
 
 MOST_DISPERSION = 1e12
 """Beyond all information that double precision tells from none: the prior alone is left."""
@@ -106,33 +121,46 @@ def pattern_of(error: FloatArray, owner: NDArray[np.int64]) -> tuple[float, floa
     return max(tau, 1.0), min(share, 1.0)
 
 
-def dispersion(information: FloatArray, discrepancy: float) -> float:
-    """φ ≥ 1 that the equation above asks for.
+def dispersions(roots: Sequence[FloatArray], information: FloatArray, discrepancy: FloatArray) -> FloatArray:
+    """φ (d,), at least 1, that the equations above ask for.
 
     Parameters
     ----------
-    information : ndarray, shape (N_θ,)
-        λ, not negative.
-    discrepancy : float
-        Σ s e² / (σ² τ) over all values.
+    roots : sequence of ndarray, shape (rows, r)
+        R_d V with R_dᵀR_d = I_d in units of the prior, and V the directions of Σ_d I_d = V Λ Vᵀ.
+    information : ndarray, shape (r,)
+        Λ.
+    discrepancy : ndarray, shape (d,)
+        Σ s e² / (σ² τ) over all values of an output.
 
     Returns
     -------
-    float
+    ndarray, shape (d,)
         `MOST_DISPERSION` where even the prior's band is narrower than the discrepancy.
     """
-    if discrepancy <= 0.0 or not (information > 0.0).any():
-        return 1.0
-    asked = discrepancy + determined(information, 1.0)
+    phi, kept = np.ones(len(roots)), information > KNOWN
+    if not (discrepancy > 0.0).any() or not kept.any():
+        return phi
+    parts = [root[:, kept] / np.sqrt(information[kept]) for root in roots]
+    shares = [part.T @ part for part in parts]
+    asked = discrepancy + _traces(shares, 1.0 / information[kept], phi)
+    for _ in range(MOST_ROUNDS):
+        found = _traces(shares, 1.0 / information[kept], phi)
+        last, phi = phi, np.clip(phi * asked / np.maximum(found, TINY), 1.0, MOST_DISPERSION)
+        if np.allclose(phi, last, rtol=AGREES, atol=0.0):
+            break
+    return phi
 
-    def excess(log_phi: float) -> float:
-        phi = float(np.exp(log_phi))
-        return phi * determined(information, phi) - asked
 
-    most = float(np.log(MOST_DISPERSION))
-    return float(np.exp(brentq(excess, 0.0, most))) if excess(most) > 0.0 else MOST_DISPERSION
+def _traces(shares: Sequence[FloatArray], precision: FloatArray, phi: FloatArray) -> FloatArray:
+    """The trace of I_d Cov(φ) for each output, from I_d where their sum is the identity, and the prior's precision."""
+    total = np.diag(precision)
+    for share, by in zip(shares, phi, strict=True):
+        total += share / by
+    covariance = torch.cholesky_inverse(torch.linalg.cholesky(torch.from_numpy(total))).numpy()
+    return np.array([float((share * covariance).sum()) for share in shares])
 
 
-def determined(information: FloatArray, phi: float) -> float:
-    """Σ λ/(λ + φ): how many numbers the data determines."""
-    return float((information / (information + phi)).sum())
+def determined(information: FloatArray) -> float:
+    """Σ λ/(λ + 1) over the eigenvalues of the information, in units of the prior: how many numbers it determines."""
+    return float((information / (information + 1.0)).sum())

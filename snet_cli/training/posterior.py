@@ -16,22 +16,25 @@ and dX/dθ is that along the best x(t0).
 Noise. σ is what the file states, but at least what the fit leaves: √(Σ e² / (K (1 - q / K_all))), q the numbers that
 the data determines, ``effective`` below and the free x(t0). What a model cannot follow is no noise: its errors are
 smooth in time. Neighbours that say the same count once, and as no number of observations makes such an error smaller,
-the information is divided by a dispersion φ that gives the bands its size (`discrepancy`). So bands do not shrink to
-nothing for exact data, where the misfit is the error of the model, of its training and of the discretisation.
+the information of each output is divided by a dispersion φ_d that gives its bands their size (`discrepancy`). So bands
+do not shrink to nothing for exact data, where the misfit is the error of the model, of its training and of the
+discretisation.
 
 Prior. What the data does not determine would otherwise be known exactly or not at all. Each number of θ has the prior
 N(estimate, s²), s the root mean square of its tensor and at least 1, the standard deviation that ν of the fit
-stands for as well. Posterior: N(estimate, (information / φ + diag(s)⁻²)⁻¹), the Laplace approximation with the
+stands for as well. Posterior: N(estimate, (Σ_d information_d / φ_d + diag(s)⁻²)⁻¹), the Laplace approximation with the
 Gauss-Newton matrix (MacKay 1992); forecasts have to be linear in θ to mean it (`forecasting.ensemble`).
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from scipy.linalg import solve_triangular
 from torch import Tensor
 
 from snet_cli.data.posterior import Posterior
@@ -39,7 +42,7 @@ from snet_cli.distributed import Team
 from snet_cli.models.base import Model
 from snet_cli.training.arrow import ArrowProblem
 from snet_cli.training.block_solver import BlockFactor
-from snet_cli.training.discrepancy import determined, dispersion, error_pattern
+from snet_cli.training.discrepancy import determined, dispersions, error_pattern
 from snet_cli.training.relaxed import RelaxedProblem
 from snet_cli.training.state_jacobian import state_jacobian
 from snet_cli.training.theta_jacobian import theta_jacobian
@@ -50,7 +53,8 @@ MOST_NUMBERS = 3000
 """N_θ beyond which there is none: the factor takes 36 MB of the checkpoint at 3 000."""
 
 COPIES = 4
-"""Matrices of N_θ² doubles that live at once: information, posterior precision, its factor and inverse."""
+"""Matrices of N_θ² doubles that live at once beside two for each output: the information and its decomposition, the
+posterior's factor and its inverse."""
 
 LARGEST_GAMMA = 1e-8
 """γ of X and of its sensitivities, at most: dX/dθ is that of the ODE and not of a compromise with the samples. At 1e-6
@@ -81,9 +85,9 @@ class _Likelihood(NamedTuple):
     team: Team
 
 
-def fits_memory(numbers: int, memory: int) -> bool:
-    """Whether the posterior of this many numbers is kept."""
-    return 0 < numbers <= MOST_NUMBERS and COPIES * 8 * numbers**2 <= memory
+def fits_memory(numbers: int, outputs: int, memory: int) -> bool:
+    """Whether the posterior of this many numbers, judged by so many outputs, is kept."""
+    return 0 < numbers <= MOST_NUMBERS and (COPIES + 2 * outputs) * 8 * numbers**2 <= memory
 
 
 def posterior_of(arrow: ArrowProblem, nodes: Tensor, gamma: float, stated: FloatArray) -> Posterior | None:
@@ -112,28 +116,30 @@ def posterior_of(arrow: ArrowProblem, nodes: Tensor, gamma: float, stated: Float
     (starts,) = team.total(float((~problem.relaxed.known_start).sum()))
     noise, left = _noise_std(problem, 0.0)
     for _ in range(2):  # the degrees of freedom depend on the information, and that on the noise
-        root = _information_root(problem, noise * np.sqrt(pattern.correlation))
-        if root is None:
+        roots = _information_roots(problem, noise * np.sqrt(pattern.correlation))
+        if roots is None:
             return None
-        spectrum = _Spectrum.of(root, prior)
-        refined, left = _noise_std(problem, determined(spectrum.values, 1.0) + starts)
+        information = _Information.of(roots, prior)
+        refined, left = _noise_std(problem, determined(information.values) + starts)
         ratio, noise = refined / noise, refined
-        spectrum = spectrum.divided(float(np.exp(2.0 * np.log(ratio).mean())))
+        information = information.divided(float(np.exp(2.0 * np.log(ratio).mean())))
         if np.allclose(ratio, ratio[0], rtol=1e-2, atol=0.0):
             break  # all channels alike: what was found needs another unit only
     repeated = values * pattern.share * (left / noise) ** 2 / pattern.correlation
-    phi = dispersion(spectrum.values, float(repeated.sum()))
+    phi = dispersions(information.roots, information.values, repeated)
+    upper = information.precision_root(phi)
+    inverse = solve_triangular(upper, np.eye(len(prior)))
     named = list(arrow.model.named_parameters())
     return Posterior(
         tuple(name for name, _ in named),
         tuple(p.numel() for _, p in named),
-        spectrum.factor(phi),
-        spectrum.deviation(phi),
+        upper.T / prior[:, None],
+        prior * np.sqrt((inverse**2).sum(1)),
         prior,
         noise,
         pattern.correlation,
         values,
-        determined(spectrum.values, phi),
+        len(prior) - float((inverse**2).sum()),
         phi,
     )
 
@@ -164,8 +170,10 @@ def _damped(blocks: Tensor, measure: Tensor, gamma: float) -> Tensor:
     return blocks
 
 
-def _information_root(problem: _Likelihood, noise: FloatArray) -> FloatArray | None:
-    """R with RᵀR = Σ (de/dθ)ᵀ (de/dθ) / noise², upper triangular, shape (at most N_θ, N_θ); None where not finite.
+def _information_roots(problem: _Likelihood, noise: FloatArray) -> list[FloatArray] | None:
+    """R_d with R_dᵀR_d = Σ (de_d/dθ)ᵀ (de_d/dθ) / noise_d² for each output, upper triangular, shape (at most N_θ, N_θ).
+
+    None where they are not finite.
 
     Parameters
     ----------
@@ -178,7 +186,8 @@ def _information_root(problem: _Likelihood, noise: FloatArray) -> FloatArray | N
     relaxed = problem.relaxed.with_channel(weight * same_size)
     arrow = ArrowProblem(relaxed, problem.model, problem.nodes, memory=problem.memory, formed=True, team=problem.team)
     failed = False
-    root = torch.zeros(1, arrow.theta().numel(), dtype=torch.float64, device=weight.device)
+    empty = torch.zeros(1, arrow.theta().numel(), dtype=torch.float64, device=weight.device)
+    roots = [empty] * len(noise)
     for batch in arrow.batches:
         x = problem.nodes[batch.elements]
         rates, F, G = theta_jacobian(problem.model, *batch.points(x))
@@ -189,11 +198,16 @@ def _information_root(problem: _Likelihood, noise: FloatArray) -> FloatArray | N
         failed |= bool(factor.failed.any()) or not bool(torch.isfinite(cross).all())
         if failed:
             break
-        root = _triangle(root, _rows(batch.part, factor.solve(cross), weight))
+        rows = _rows(batch.part, factor.solve(cross), weight)
+        roots = [_triangle(root, own) for root, own in zip(roots, rows, strict=True)]
     (failed,) = problem.team.any(failed)
-    root = _triangle(problem.team.gather(root))
-    found: FloatArray = root.cpu().numpy()
-    return found if np.isfinite(found).all() and not failed else None
+    found = [_combined(root, problem.team).cpu().numpy() for root in roots]
+    return None if failed or not all(np.isfinite(root).all() for root in found) else found
+
+
+def _combined(root: Tensor, team: Team) -> Tensor:
+    """The triangle of all processes' rows."""
+    return root if team.size == 1 else _triangle(team.gather(root))
 
 
 def _triangle(*rows: Tensor) -> Tensor:
@@ -203,7 +217,9 @@ def _triangle(*rows: Tensor) -> Tensor:
 
 
 def _rows(part: RelaxedProblem, slope: Tensor, weight: Tensor) -> Tensor:
-    """Rows (r, N_θ) with the squares of a batch's de/dθ, weighted, from dX/dθ (N, P n, N_θ), whatever its sign.
+    """For each output rows (d, r, N_θ) with the squares of a batch's de/dθ, weighted, from dX/dθ (N, P n, N_θ).
+
+    The sign of dX/dθ does not matter.
 
     An element has far more values than node values, so that its samples are summed first: with e_k = l_k C X the
     squares of output d are those of S_d^½ C_d X, S_d = Σ_k w_kd l_k l_kᵀ.
@@ -219,54 +235,46 @@ def _rows(part: RelaxedProblem, slope: Tensor, weight: Tensor) -> Tensor:
     values, vectors = torch.linalg.eigh(squares)
     roots = values.clamp_min(0.0).sqrt()[..., None] * vectors.mT  # (N, d, P, P)
     outputs = torch.einsum("dn,epnk->edpk", C, slope.view(N, P, -1, size))
-    return (roots @ outputs).view(-1, size)
+    return (roots @ outputs).transpose(0, 1).flatten(1, 2)
 
 
-class _Spectrum(NamedTuple):
-    """V Λ Vᵀ, the information in units of the prior: Λ (N_θ,), V (N_θ, N_θ), and the prior (N_θ,).
+class _Information(NamedTuple):
+    """What each output tells, in units of the prior: Σ I_d = V Λ Vᵀ, and R_d V with R_dᵀR_d = I_d.
 
-    The posterior precision there is 1 + Λ/φ.
+    Only the r directions that it tells anything of: Λ (r,), V (N_θ, r), R_d V (rows, r).
     """
 
+    roots: tuple[FloatArray, ...]
     values: FloatArray
     directions: FloatArray
-    prior: FloatArray
 
     @classmethod
-    def of(cls, root: FloatArray, prior: FloatArray) -> _Spectrum:
-        """From R with RᵀR = information.
+    def of(cls, roots: Sequence[FloatArray], prior: FloatArray) -> _Information:
+        """From roots in units of θ.
 
         The information of exact data spans far more than the sixteen digits that its own eigenvalues would be told
         apart in: what a double holds of RᵀR is 2e-13 of the largest, thousands of times the prior, and all that lies
         below would seem to be unknown. Singular values reach to the square of that.
         """
+        scaled = [root * prior for root in roots]
         # torch's LAPACK keeps to the threads that the command was given: numpy's took eight times as long
-        _, found, right = torch.linalg.svd(torch.from_numpy(root * prior))
-        size, directions = found.numpy(), right.numpy()
-        size = np.where(size > ROUNDING * size[0], size, 0.0)
-        values = np.zeros(len(prior))
-        values[: size.size] = size**2
-        return cls(values, directions.T, prior)
+        _, found, right = torch.linalg.svd(_triangle(*map(torch.from_numpy, scaled)))
+        size, directions = found.numpy(), right.numpy().T[:, : found.numel()]
+        known = size > ROUNDING * size[0]
+        told = directions[:, known]
+        return cls(tuple(root @ told for root in scaled), size[known] ** 2, told)
 
-    def divided(self, by: float) -> _Spectrum:
+    def divided(self, by: float) -> _Information:
         """That of the information over a number."""
-        return self._replace(values=self.values / by)
+        return self._replace(values=self.values / by, roots=tuple(root / np.sqrt(by) for root in self.roots))
 
-    def factor(self, phi: float) -> FloatArray:
-        """L of L Lᵀ = information / φ + diag(prior)⁻², lower triangular.
-
-        Of V (1 + Λ/φ) Vᵀ by orthogonal triangularisation: the matrix itself is never formed again.
-        """
-        rows = torch.from_numpy((self.directions * np.sqrt(1.0 + self.values / phi)).T)
-        upper = _triangle(rows).numpy()
-        sign = np.where(np.diagonal(upper) < 0, -1.0, 1.0)
-        lower: FloatArray = np.transpose(upper * sign[:, None]) / self.prior[:, None]
-        return lower
-
-    def deviation(self, phi: float) -> FloatArray:
-        """√ of the diagonal of (L Lᵀ)⁻¹."""
-        found: FloatArray = self.prior * np.sqrt((self.directions**2 / (1.0 + self.values / phi)).sum(1))
-        return found
+    def precision_root(self, phi: FloatArray) -> FloatArray:
+        """U of UᵀU = Σ I_d / φ_d + 1, upper triangular with a positive diagonal, by orthogonal triangularisation."""
+        parts = [root / np.sqrt(by) for root, by in zip(self.roots, phi, strict=True)]
+        told = np.concatenate(parts) @ self.directions.T
+        upper = _triangle(torch.eye(len(self.directions), dtype=torch.float64), torch.from_numpy(told)).numpy()
+        signed: FloatArray = upper * np.where(np.diagonal(upper) < 0, -1.0, 1.0)[:, None]
+        return signed
 
 
 def _prior_std(parameters: list[torch.nn.Parameter]) -> FloatArray:

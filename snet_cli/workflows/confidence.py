@@ -53,7 +53,7 @@ def posterior_at_end(
     memory = DEFAULT_MEMORY if common.max_memory is None else int(MEMORY_SHARE * common.max_memory)
     if numbers == 0:
         return None
-    if not fits_memory(numbers, memory):
+    if not fits_memory(numbers, len(outputs), memory):
         why = f"more than {MOST_NUMBERS}" if numbers > MOST_NUMBERS else "too many for --max-memory"
         report.note(f"no confidence is kept: the model has {numbers} weights, {why}; snet evaluate --bands needs it.")
         return None
