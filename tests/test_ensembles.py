@@ -15,6 +15,7 @@ from snet_cli.training.options import EnsembleOptions, FitOptions
 from snet_cli.workflows.ensemble import NORMALIZATION, WEIGHTS
 from snet_cli.workflows.fit import fit
 from snet_cli.workflows.reporter import Silent
+from snet_cli.workflows.side_by_side import side_by_side
 from tests.command import Snet
 from tests.teams import together
 from tests.training_cases import spirals
@@ -77,6 +78,32 @@ def test_other_methods_go_one_after_the_other_and_say_so(snet: Snet, folder):
     assert snet(*fit, "-o", "1.h5", "--seed", 1, "-q").code == 0
     kept = load_checkpoint("e.h5").extra[WEIGHTS]
     assert all(np.array_equal(kept[key][1], values) for key, values in load_checkpoint("1.h5").state.items())
+
+
+def test_models_side_by_side_are_what_they_are_alone(snet: Snet, folder):
+    """A thread for each, and the bits of one thread."""
+    fit = ("fit", *WORDS, "--method", "joint", "--set", "model.hidden=[4]", "--iterations", 4)
+    done = snet(*fit, "-o", "e.h5", "--seeds", 3, "--threads", 2, "-v")
+    assert "3 models are trained 2 side by side: method joint moves more than θ." in done.err
+    kept = load_checkpoint("e.h5").extra[WEIGHTS]
+    for number in range(3):
+        assert snet(*fit, "-o", "1.h5", "-f", "--seed", number, "-q", "--threads", 1).code == 0
+        assert all(np.array_equal(kept[key][number], v) for key, v in load_checkpoint("1.h5").state.items())
+
+
+def test_one_model_that_fails_stops_those_beside_it():
+    stopped = []
+
+    def train(built: int, report: Silent, end: float) -> None:
+        if built == 1:
+            raise ValueError("of the second")
+        while not report.should_stop():
+            time.sleep(0.01)
+        stopped.append(built)
+
+    with pytest.raises(ValueError, match="of the second"):
+        side_by_side(range(9), lambda plan: plan, train, Silent(), time.perf_counter() + 60, 2)
+    assert stopped == [0]  # and none after it was begun
 
 
 def test_a_batch_is_as_large_as_memory_allows():

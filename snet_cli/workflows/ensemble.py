@@ -2,9 +2,9 @@
 
 The discretisation and the method are chosen once, on all training trajectories; with other seeds step 0 is the same
 too, and what is made of it. Members share nothing else: those of one process train in one batch where the method can
-(`ensemble_members`), the processes of a team take some each and hand over what came out. The best model by the rollout
-of its held-out trajectories (of the training data where nothing is held out) becomes the checkpoint's; the
-weights of all stand beside it, stacked::
+and side by side where not (`ensemble_members`), the processes of a team take some each and hand over what came out. The
+best model by the rollout of its held-out trajectories (of the training data where nothing is held out) becomes the
+checkpoint's; the weights of all stand beside it, stacked::
 
     /ensemble/<key>                (M, ...)   `state_dict` of every member
     /ensemble_normalization/<key>  (M, n)     centre, scale and start
@@ -76,7 +76,8 @@ def train_ensemble(
     plans = list(_plans(data, common, ensemble))
     mine = range(team.rank, len(plans), team.size)
     end = math.inf if options.max_time is None else started + options.max_time
-    trained = train_members([plans[number] for number in mine], options, base, data, device, report, end)
+    mine_of_all = [plans[number] for number in mine]
+    trained = train_members(mine_of_all, options, base, data, device, report, end, team.place.local_size)
     found = {number: member for number, member in zip(mine, trained, strict=True) if member is not None}
     members = _exchanged(found, team)
     if not members:

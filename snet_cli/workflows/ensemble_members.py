@@ -1,4 +1,4 @@
-"""The models of an ensemble, trained by one process: in one batch where the method can, else one after the other."""
+"""The models that one process trains of an ensemble: in one batch where the method can, else side by side on cores."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ from snet_cli.workflows.fit_data import FitData
 from snet_cli.workflows.honest_end import rollout_score
 from snet_cli.workflows.methods import build_training, resolve_method
 from snet_cli.workflows.reporter import Reporter
+from snet_cli.workflows.side_by_side import models_beside, side_by_side
 from snet_cli.workflows.train_one import checkpoint_of, limits_of, summary_of, tick_of, with_estimates
 from snet_cli.workflows.training_plan import Ingredients, Training
 from snet_cli.workflows.training_setup import Setup, prepare
@@ -92,6 +93,7 @@ def train_members(
     device: torch.device,
     report: Reporter,
     end: float,
+    processes: int = 1,
 ) -> list[Member | None]:
     """Each member, from its first weights to its scores; None if its very first step diverged.
 
@@ -104,30 +106,34 @@ def train_members(
         All of it, on which the method is chosen.
     end : float
         Reading of `time.perf_counter` at which all must be done.
+    processes : int
+        Of this machine, which share its cores.
     """
     if not plans:
         return []
     method = resolve_method(Ingredients(base, data, options, plans[0].common, device)).method
-    members: list[Member | None] = []
     most = plans[0].common.max_memory
     memory = None if most is None else MEMORY_SHARE * most
     size = models_at_once(base.problem.t.numel(), memory) if method == "delta" else 1
-    groups = [plans[k : k + size] for k in range(0, len(plans), size)]
-    for number, group in enumerate(groups):
-        seconds = (end - time.perf_counter()) / (len(groups) - number)
-        built = [_built(plan, options, method, base, data, device) for plan in group]
-        reason = why_not_in_step([one.training.method for one in built])
-        if number == 0 and len(plans) > 1:
-            how = "in one batch" if reason is None else f"one after the other: {reason}"
-            report.detail(f"{len(plans)} models are trained {how}.")
-        begin = time.perf_counter()
-        if reason is None:
-            results = _in_step(built, report, begin + TRAINING_SHARE * seconds)
-            members += [
-                _scored(one, result, report, begin + seconds) for one, result in zip(built, results, strict=True)
-            ]
-        else:
-            members += _one_by_one(built, report, seconds)
+
+    def build(plan: MemberPlan) -> _Built:
+        return begun.pop() if begun else _built(plan, options, method, base, data, device)
+
+    begun: list[_Built] = []
+    begun = [build(plan) for plan in plans[:size]][::-1]  # the next one last
+    reason = why_not_in_step([one.training.method for one in begun])
+    if reason is not None:
+        workers = models_beside(plans[0].common, base.trained.model, device, processes)
+        if len(plans) > 1:
+            how = "one after the other" if workers == 1 else f"{min(workers, len(plans))} side by side"
+            report.detail(f"{len(plans)} models are trained {how}: {reason}.")
+        return side_by_side(plans, build, _alone, report, end, workers)
+    if len(plans) > 1:
+        report.detail(f"{len(plans)} models are trained in one batch.")
+    members: list[Member | None] = []
+    for begin in range(0, len(plans), size):
+        built = [build(plan) for plan in plans[begin : begin + size]]
+        members += _batch(built, report, (end - time.perf_counter()) * len(built) / (len(plans) - begin))
     return members
 
 
@@ -144,34 +150,28 @@ def _built(
     return _Built(plan, options, setup, training, device)
 
 
-def _in_step(built: Sequence[_Built], report: Reporter, deadline: float) -> list[FitResult]:
-    """Train all of them in one batch."""
-    limits = [limits_of(one.training, one.options, deadline) for one in built]
+def _batch(built: Sequence[_Built], report: Reporter, seconds: float) -> list[Member | None]:
+    """Train all of them in one batch, and score them."""
+    begin = time.perf_counter()
+    limits = [limits_of(one.training, one.options, begin + TRAINING_SHARE * seconds) for one in built]
     methods = [one.training.method for one in built if isinstance(one.training.method, Delta)]
 
     def tell(together: Together) -> None:
         report.progress(tick_of(together.progress, limits[0]))
 
-    return run_in_step(methods, limits, tell, report.should_stop)
+    results = run_in_step(methods, limits, tell, report.should_stop)
+    return [_scored(one, result, report, begin + seconds) for one, result in zip(built, results, strict=True)]
 
 
-def _one_by_one(built: Sequence[_Built], report: Reporter, seconds: float) -> list[Member | None]:
-    """Train and score one after the other, an equal share of the time for each."""
-    members = []
-    end = time.perf_counter() + seconds
-    for done, one in enumerate(built):
-        begin = time.perf_counter()
-        share = (end - begin) / (len(built) - done)
-        report.detail(f"model {done + 1} of {len(built)}: {one.plan.words}" if len(built) > 1 else one.plan.words)
-        limits: Limits = limits_of(one.training, one.options, begin + TRAINING_SHARE * share)
-        result = run(
-            one.training.method,
-            limits,
-            lambda progress, limits=limits: report.progress(tick_of(progress, limits)),  # type: ignore[misc]
-            report.should_stop,
-        )
-        members.append(_scored(one, result, report, begin + share))
-    return members
+def _alone(one: _Built, report: Reporter, end: float) -> Member | None:
+    """Train and score one."""
+    begin = time.perf_counter()
+    report.detail(one.plan.words)
+    limits: Limits = limits_of(one.training, one.options, begin + TRAINING_SHARE * (end - begin))
+    result = run(
+        one.training.method, limits, lambda progress: report.progress(tick_of(progress, limits)), report.should_stop
+    )
+    return _scored(one, result, report, end)
 
 
 def _scored(one: _Built, result: FitResult, report: Reporter, end: float) -> Member | None:

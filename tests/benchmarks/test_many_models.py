@@ -11,8 +11,13 @@ import pytest
 
 from tests.command import Snet
 
-WORDS = ("--method", "delta", "--iterations", 500, "-f", "-q", "--json")
-"""So many iterations that a model needs, and so few that none ends before."""
+WORDS = ("-f", "-q", "--json")
+
+METHODS: dict[str, tuple[object, ...]] = {
+    "delta": ("--method", "delta", "--iterations", 500),
+    "joint": ("--method", "joint"),
+}
+"""Delta: so many iterations that a model needs, and so few that none ends before; joint to its own end."""
 
 ROUNDS = 2
 """Runs of each; the fastest one counts, because other programs only ever take time."""
@@ -29,11 +34,11 @@ def seconds(*words: object) -> tuple[float, dict[str, object]]:
 
 
 @pytest.mark.bench
-@pytest.mark.parametrize("threads", [1, 2])
-def test_many_models_cost_at_most_four_times_one(snet: Snet, tmp_path: Path, threads: int, capsys):
-    """A hundred vehicles of a hundred samples, hidden 32."""
+@pytest.mark.parametrize(("method", "threads"), [("delta", 1), ("delta", 2), ("joint", 2)])
+def test_many_models_cost_at_most_four_times_one(snet: Snet, tmp_path: Path, method: str, threads: int, capsys):
+    """A hundred vehicles of a hundred samples, hidden 32; `joint` by a core for each model."""
     assert snet("simulate", "vehicle", "-o", "t.h5").code == 0
-    fit = ("fit", "t.h5", *WORDS, "--threads", threads)
+    fit = ("fit", "t.h5", *METHODS[method], *WORDS, "--threads", threads)
     kinds: dict[str, tuple[object, ...]] = {
         "one": (),
         "one with a fifth held out": ("--validation", 0.2),
@@ -44,5 +49,7 @@ def test_many_models_cost_at_most_four_times_one(snet: Snet, tmp_path: Path, thr
     seeds = best["eight seeds"] / best["one"]
     folds = best["five folds"] / best["one with a fifth held out"]
     with capsys.disabled():
-        print(f"\n{threads} thread(s): one {best['one']:.1f} s, eight seeds {seeds:.2f} x, five folds {folds:.2f} x")
+        print(
+            f"\n{method}, {threads} thread(s): one {best['one']:.1f} s, eight seeds {seeds:.2f} x, five folds {folds:.2f} x"
+        )
     assert max(seeds, folds) <= MOST
