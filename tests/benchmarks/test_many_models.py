@@ -49,7 +49,6 @@ def test_many_models_cost_at_most_four_times_one(snet: Snet, tmp_path: Path, met
     seeds = best["eight seeds"] / best["one"]
     folds = best["five folds"] / best["one with a fifth held out"]
     with capsys.disabled():
-        print(
-            f"\n{method}, {threads} thread(s): one {best['one']:.1f} s, eight seeds {seeds:.2f} x, five folds {folds:.2f} x"
-        )
+        print(f"\n{method}, {threads} thread(s): one {best['one']:.1f} s, ", end="")
+        print(f"eight seeds {seeds:.2f} x, five folds {folds:.2f} x")
     assert max(seeds, folds) <= MOST
