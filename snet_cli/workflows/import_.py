@@ -72,7 +72,7 @@ def import_(
     earlier = [imported.trajectories.history]
     data = replace(imported.trajectories, provenance=record, history=history_line(record, earlier))
     large = data.outputs.size >= slice_writer.LARGE and output != "-"
-    save = slice_writer.save_in_slices if large else save_trajectories
+    save = slice_writer.save_in_place if large else save_trajectories
     return {**summary, "sha256": save(output, data, force), "output": output}
 
 
