@@ -49,8 +49,36 @@ class LocalFit(NamedTuple):
     prediction_error: FloatArray
 
 
-def unwrap_angle(trajectories: Trajectories, name: str, degrees: bool) -> Trajectories:
-    """An output in rad, without jumps of 2π inside a trajectory, missing samples skipped; `degrees`: it is in °."""
+class Turns:
+    """The jumps of 2π that were taken out of an angle so far, while it comes in one part after the other.
+
+    As `numpy.unwrap`, to the last bit, whatever the parts are.
+    """
+
+    def __init__(self) -> None:
+        self.last, self.correction = np.nan, 0.0
+
+    def without(self, angle: FloatArray) -> FloatArray:
+        """The next part, in rad, without jumps."""
+        if angle.size == 0:
+            return angle
+        step = np.diff(angle, prepend=angle[0] if np.isnan(self.last) else self.last)
+        small = np.mod(step + np.pi, 2 * np.pi) - np.pi
+        small[(small == -np.pi) & (step > 0)] = np.pi
+        change = np.where(np.abs(step) < np.pi, 0.0, small - step)
+        correction = np.cumsum(np.concatenate([[self.correction], change]))[1:]
+        self.last, self.correction = float(angle[-1]), float(correction[-1])
+        return angle + correction
+
+
+def unwrap_angle(trajectories: Trajectories, name: str, degrees: bool, turns: Turns | None = None) -> Trajectories:
+    """An output in rad, without jumps of 2π inside a trajectory, missing samples skipped; `degrees`: it is in °.
+
+    Parameters
+    ----------
+    turns : Turns, optional
+        Those of the part before, where this is a part of one trajectory.
+    """
     column = trajectories.output_names.index(name)
     outputs = trajectories.outputs.copy()
     if degrees:
@@ -58,7 +86,7 @@ def unwrap_angle(trajectories: Trajectories, name: str, degrees: bool) -> Trajec
     for first, stop in zip(trajectories.offsets[:-1], trajectories.offsets[1:], strict=True):
         values = outputs[first:stop, column]  # a view
         measured = np.isfinite(values)
-        values[measured] = np.unwrap(values[measured])
+        values[measured] = (turns or Turns()).without(values[measured])
     return replace(trajectories, outputs=outputs, units={**trajectories.units, name: "rad"})
 
 
