@@ -67,7 +67,7 @@ class Recording:
 
 
 class Assembled(NamedTuple):
-    """What a trajectory has of a recording: samples (K',), (K', d), and the clock (k,) and values (k, m) of its inputs."""
+    """What a trajectory has of a recording: samples (K',) and (K', d), its inputs' clock (k,) and values (k, m)."""
 
     time: FloatArray
     outputs: FloatArray

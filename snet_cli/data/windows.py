@@ -79,9 +79,7 @@ def find_windows(trajectories: Trajectories, length: float, stride: float) -> Wi
     return windows_of(clocks, offsets, length, stride, tolerance)
 
 
-def windows_of(
-    clocks: Iterable[Clock], offsets: IntArray, length: float, stride: float, tolerance: float
-) -> Windows:
+def windows_of(clocks: Iterable[Clock], offsets: IntArray, length: float, stride: float, tolerance: float) -> Windows:
     """The windows of trajectories whose clocks come one after the other; `offsets` are their first rows."""
     owner, first, stop = [], [], []
     for number, (offset, clock) in enumerate(zip(offsets[:-1], clocks, strict=True)):

@@ -1,0 +1,185 @@
+"""Numbers that do not fit into the memory, in temporary files without a name.
+
+Rows are kept as they came, to be read as rows; columns so that each can be read alone. The files vanish with the
+process, whatever ends it.
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snet_cli.data.storage import no_scratch
+
+FloatArray = NDArray[np.float64]
+IntArray = NDArray[np.int64]
+
+Reader = Callable[[int, int], FloatArray]
+"""Gives the entries ``begin:end`` of a column."""
+
+NUMBER = 8
+"""Bytes of a float64."""
+
+AT_ONCE = 1 << 30
+"""Bytes that the system is asked for at a time; none gives more than 2 GB."""
+
+DIGIT = 16
+"""Bits by which a median is searched at a time."""
+
+
+class _File:
+    """A temporary file of float64."""
+
+    def __init__(self) -> None:
+        try:
+            self._file = tempfile.TemporaryFile(buffering=0)
+        except OSError as problem:
+            raise no_scratch(problem) from None
+
+    def read(self, first: int, count: int) -> FloatArray:
+        """Numbers from the `first` on."""
+        values = np.empty(count)
+        view = memoryview(values.view(np.uint8))
+        at = first * NUMBER
+        while view:
+            done = os.preadv(self._file.fileno(), [view[:AT_ONCE]], at)
+            if done == 0:
+                raise EOFError("a temporary file is shorter than what was written to it")
+            view, at = view[done:], at + done
+        return values
+
+    def write(self, first: int, values: FloatArray) -> None:
+        """Put numbers there."""
+        view = memoryview(np.ascontiguousarray(values, np.float64).reshape(-1).view(np.uint8))
+        at = first * NUMBER
+        try:
+            while view:
+                done = os.pwrite(self._file.fileno(), view[:AT_ONCE], at)
+                view, at = view[done:], at + done
+        except OSError as problem:
+            raise no_scratch(problem) from None
+
+    def truncate(self, count: int) -> None:
+        """Give the room of all further numbers back."""
+        os.ftruncate(self._file.fileno(), count * NUMBER)
+
+
+class ScratchRows:
+    """A table on the disk that grows by rows and is read by rows."""
+
+    def __init__(self, width: int) -> None:
+        self.width, self._count, self._file = width, 0, _File()
+
+    def __len__(self) -> int:
+        return self._count
+
+    def append(self, rows: FloatArray) -> None:
+        """Add rows (k, width)."""
+        self.put(self._count, rows)
+
+    def put(self, begin: int, rows: FloatArray) -> None:
+        """Write rows (k, width) from row `begin` on."""
+        self._file.write(begin * self.width, rows)
+        self._count = max(self._count, begin + len(rows))
+
+    def between(self, begin: int, end: int) -> FloatArray:
+        """Rows ``begin:end``."""
+        return self._file.read(begin * self.width, (end - begin) * self.width).reshape(-1, self.width)
+
+    def truncate(self, count: int) -> None:
+        """Forget all rows behind the first `count`."""
+        self._file.truncate(count * self.width)
+        self._count = count
+
+
+class ScratchColumns:
+    """A table on the disk that grows by blocks of rows and is read by columns: each block lies column by column."""
+
+    def __init__(self, width: int) -> None:
+        self.width, self._file = width, _File()
+        self._ends = [0]
+
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    def append(self, rows: FloatArray) -> None:
+        """Add rows (k, width)."""
+        if len(rows):
+            self._file.write(len(self) * self.width, rows.T)
+            self._ends.append(len(self) + len(rows))
+
+    def column(self, number: int) -> Reader:
+        """What reads one column."""
+
+        def between(begin: int, end: int) -> FloatArray:
+            first = int(np.searchsorted(self._ends, begin, side="right")) - 1
+            parts = []
+            while begin < end:
+                low, high = self._ends[first : first + 2]
+                stop = min(end, high)
+                at = low * self.width + number * (high - low) + begin - low
+                parts.append(self._file.read(at, stop - begin))
+                begin, first = stop, first + 1
+            return parts[0] if len(parts) == 1 else np.concatenate([np.zeros(0), *parts])
+
+        return between
+
+
+def in_memory(values: FloatArray) -> Reader:
+    """The reader of a column that is in memory."""
+    return lambda begin, end: values[begin:end]
+
+
+def gathered(source: Reader, first: IntArray, stop: IntArray) -> Reader:
+    """What reads the ranges ``first[w]:stop[w]`` of a column as if they lay one after the other; `first` ascends."""
+    ends = np.cumsum(stop - first)
+
+    def between(begin: int, end: int) -> FloatArray:
+        if begin >= end:
+            return np.zeros(0)
+        low = int(np.searchsorted(ends, begin, side="right"))
+        high = int(np.searchsorted(ends, end, side="left")) + 1
+        at, to = first[low:high].copy(), stop[low:high].copy()
+        at[0] = to[0] - (ends[low] - begin)
+        to[-1] -= ends[high - 1] - end
+        span = int(to.max() - at[0])
+        if span <= 4 * (end - begin):
+            values = source(int(at[0]), int(at[0]) + span)
+            size = to - at
+            within = np.arange(end - begin) - np.repeat(np.cumsum(size) - size, size)
+            return values[np.repeat(at - at[0], size) + within]
+        return np.concatenate([source(int(a), int(b)) for a, b in zip(at, to, strict=True)])
+
+    return between
+
+
+def median(parts: Callable[[], Iterable[FloatArray]]) -> float:
+    """The median of positive numbers that come in parts, as often as they are asked for; 0 where there is none.
+
+    As `numpy.median`, to the last bit: positive floats are ordered as their bits are, so that the number in the middle
+    is found from its leading bits on, `DIGIT` at a time.
+    """
+    count = sum(part.size for part in parts())
+    if count == 0:
+        return 0.0
+    wanted = (count - 1) // 2
+    known, below = np.uint64(0), 0  # leading bits of the number wanted, and how many numbers are smaller than these say
+    for shift in range(64 - DIGIT, -1, -DIGIT):
+        counts = np.zeros(1 << DIGIT, np.int64)
+        for part in parts():
+            bits = part.view(np.uint64) >> np.uint64(shift)
+            digits = bits[bits >> np.uint64(DIGIT) == known] if shift < 64 - DIGIT else bits
+            counts += np.bincount((digits & np.uint64((1 << DIGIT) - 1)).astype(np.int64), minlength=1 << DIGIT)
+        ends = below + np.cumsum(counts)
+        digit = int(np.searchsorted(ends, wanted, side="right"))
+        below = int(ends[digit] - counts[digit])
+        known = (known << np.uint64(DIGIT)) | np.uint64(digit)
+    lower = float(np.array([known]).view(np.float64)[0])
+    if count % 2 or below + counts[digit] > wanted + 1:
+        return lower
+    upper = min(float(part[part > lower].min(initial=np.inf)) for part in parts())
+    return float(np.mean([lower, upper]))
