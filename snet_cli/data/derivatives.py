@@ -41,6 +41,10 @@ class Rate(NamedTuple):
     values: FloatArray
     window: int
 
+    def note(self, name: str, of: str) -> str:
+        """A sentence on how they were found."""
+        return f"'{name}' is the slope of cubics through {self.window} samples of '{of}' each."
+
 
 class LocalFit(NamedTuple):
     """Slope at each sample, and the error of predicting the sample from its neighbours (NaN if not possible)."""
@@ -94,16 +98,20 @@ def add_rate(trajectories: Trajectories, name: str, of: str) -> tuple[Trajectori
     """A new output, the rate of the output `of`, and a note on how it was found."""
     column = trajectories.output_names.index(of)
     rate = local_rate(trajectories.time, trajectories.outputs[:, column], trajectories.row_size)
+    return with_rate(trajectories, name, of, rate.values), rate.note(name, of)
+
+
+def with_rate(trajectories: Trajectories, name: str, of: str, values: FloatArray) -> Trajectories:
+    """The trajectories with a new output, these rates (obs,) of the output `of`."""
     unit = trajectories.units.get(of, "")
     names = (*trajectories.output_names, name)
-    derived = replace(
+    return replace(
         trajectories,
-        outputs=np.column_stack([trajectories.outputs, rate.values]),
+        outputs=np.column_stack([trajectories.outputs, values]),
         output_names=names,
         state_names=names,
         units={**trajectories.units, name: f"{unit}/{trajectories.time_unit}" if unit else ""},
     )
-    return derived, f"'{name}' is the slope of cubics through {rate.window} samples of '{of}' each."
 
 
 def local_rate(time: FloatArray, values: FloatArray, row_size: IntArray) -> Rate:
@@ -152,16 +160,19 @@ def _stretches(time: FloatArray, owner: IntArray) -> IntArray:
 
 def _fit_stretches(time: FloatArray, values: FloatArray, stretch: IntArray, size: int, rows: IntArray) -> LocalFit:
     """Local fits at `rows` with windows of `size` samples, or all of a stretch that has fewer."""
-    length = np.bincount(stretch, minlength=1)
-    first = (np.cumsum(length) - length)[stretch[rows]]
-    length = length[stretch[rows]]
-    window = np.minimum(size, length)
-    begin = np.clip(rows - window // 2, first, first + length - window)
+    lengths = np.bincount(stretch, minlength=1)
+    firsts = np.cumsum(lengths) - lengths
     slope, error = np.full(rows.size, np.nan), np.full(rows.size, np.nan)
-    for width in np.unique(window[window >= 2]):
-        places = np.flatnonzero(window == width)
-        for part in np.array_split(places, -(-places.size // BLOCK)):
-            slope[part], error[part] = _local_fit(time, values, rows[part], begin[part], int(width))
+    for at in range(0, rows.size, BLOCK):
+        part = slice(at, at + BLOCK)
+        own = rows[part]
+        first, length = firsts[stretch[own]], lengths[stretch[own]]
+        window = np.minimum(size, length)
+        begin = np.clip(own - window // 2, first, first + length - window)
+        for width in np.unique(window[window >= 2]):
+            places = np.flatnonzero(window == width)
+            fit = _local_fit(time, values, own[places], begin[places], int(width))
+            slope[at + places], error[at + places] = fit
     return LocalFit(slope, error)
 
 

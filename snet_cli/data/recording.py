@@ -142,7 +142,7 @@ def assemble_one(recording: Recording, hold: Sequence[Intersample], repairs: Rep
     if not recording.input_names:
         return Assembled(time[measured], outputs[measured], np.zeros(0), np.zeros((0, 0)))
     inputs = recording.inputs[order]
-    require_inputs(recording, ~np.isnan(inputs).all(axis=0))
+    require_inputs(recording, known_inputs(recording))
     keep, values, missing = input_clock(time, inputs, hold)
     # the hold after the last row is the documented rule for tables one row shorter: no repair to speak of
     repaired = int(missing[:-1].sum())
@@ -228,6 +228,11 @@ def require_samples(recording: Recording, measured: int) -> None:
         f"{recording.source}: recording '{recording.id}' has {_counted(measured, 'sample')}, expected at least two.",
         "Leave it out, or check that --by names the column that separates the recordings.",
     )
+
+
+def known_inputs(recording: Recording) -> NDArray[np.bool_]:
+    """Of which inputs any value is known, shape (m,)."""
+    return np.asarray(np.any(~np.isnan(recording.inputs), axis=0), bool)
 
 
 def require_inputs(recording: Recording, known: NDArray[np.bool_]) -> None:
@@ -321,7 +326,7 @@ class ChannelFacts:
                 )
             absent = np.flatnonzero(~seen)
             if absent.size:
-                notes.append(f"'{name}' was not measured in {listing(ids[i] for i in absent)}.")
+                notes.append(f"'{name}' was not measured in {listing(ids[int(i)] for i in absent)}.")
             if spread.constant:
                 notes.append(f"'{name}' is constant ({spread.first:.6g}): there is nothing to learn about it.")
         for name, spread in zip(shell.inputs.names, self.inputs, strict=True):

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import tempfile
+import weakref
 from collections.abc import Callable, Iterable
 
 import numpy as np
@@ -32,21 +33,23 @@ DIGIT = 16
 
 
 class _File:
-    """A temporary file of float64."""
+    """A temporary file of float64, closed when nobody has it any more."""
 
     def __init__(self) -> None:
         try:
-            self._file = tempfile.TemporaryFile(buffering=0)
+            with tempfile.TemporaryFile(buffering=0) as file:
+                self._descriptor = os.dup(file.fileno())
         except OSError as problem:
             raise no_scratch(problem) from None
+        weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, first: int, count: int) -> FloatArray:
         """Numbers from the `first` on."""
         values = np.empty(count)
-        view = memoryview(values.view(np.uint8))
+        view = memoryview(values.data).cast("B")
         at = first * NUMBER
         while view:
-            done = os.preadv(self._file.fileno(), [view[:AT_ONCE]], at)
+            done = os.preadv(self._descriptor, [view[:AT_ONCE]], at)
             if done == 0:
                 raise EOFError("a temporary file is shorter than what was written to it")
             view, at = view[done:], at + done
@@ -54,18 +57,18 @@ class _File:
 
     def write(self, first: int, values: FloatArray) -> None:
         """Put numbers there."""
-        view = memoryview(np.ascontiguousarray(values, np.float64).reshape(-1).view(np.uint8))
+        view = memoryview(np.ascontiguousarray(values, np.float64).reshape(-1).data).cast("B")
         at = first * NUMBER
         try:
             while view:
-                done = os.pwrite(self._file.fileno(), view[:AT_ONCE], at)
+                done = os.pwrite(self._descriptor, view[:AT_ONCE], at)
                 view, at = view[done:], at + done
         except OSError as problem:
             raise no_scratch(problem) from None
 
     def truncate(self, count: int) -> None:
         """Give the room of all further numbers back."""
-        os.ftruncate(self._file.fileno(), count * NUMBER)
+        os.ftruncate(self._descriptor, count * NUMBER)
 
 
 class ScratchRows:
@@ -129,11 +132,6 @@ class ScratchColumns:
         return between
 
 
-def in_memory(values: FloatArray) -> Reader:
-    """The reader of a column that is in memory."""
-    return lambda begin, end: values[begin:end]
-
-
 def gathered(source: Reader, first: IntArray, stop: IntArray) -> Reader:
     """What reads the ranges ``first[w]:stop[w]`` of a column as if they lay one after the other; `first` ascends."""
     ends = np.cumsum(stop - first)
@@ -146,12 +144,12 @@ def gathered(source: Reader, first: IntArray, stop: IntArray) -> Reader:
         at, to = first[low:high].copy(), stop[low:high].copy()
         at[0] = to[0] - (ends[low] - begin)
         to[-1] -= ends[high - 1] - end
-        span = int(to.max() - at[0])
+        base, span = int(at.min()), int(to.max() - at.min())  # ranges that overlap: one may begin before a cut first
         if span <= 4 * (end - begin):
-            values = source(int(at[0]), int(at[0]) + span)
+            values = source(base, base + span)
             size = to - at
             within = np.arange(end - begin) - np.repeat(np.cumsum(size) - size, size)
-            return values[np.repeat(at - at[0], size) + within]
+            return values[np.repeat(at - base, size) + within]
         return np.concatenate([source(int(a), int(b)) for a, b in zip(at, to, strict=True)])
 
     return between

@@ -96,7 +96,10 @@ def save_slices(path: str | Path, slices: Iterable[Content], sizes: Mapping[str,
 
 
 def save_content(path: str | Path, content: Content, dimensions: Mapping[str, int], force: bool = False) -> str:
-    """Write a file of which not everything is in memory, whole or not at all; the bytes are those of `encode`.
+    """Write a file of which not everything is in memory, whole or not at all.
+
+    The bytes depend on the content alone, wherever it is; they are those of `encode` but for the number in the first 48
+    that says where the file ends, which HDF5 corrects when it closes a file.
 
     Returns
     -------
@@ -126,8 +129,6 @@ def save_content(path: str | Path, content: Content, dimensions: Mapping[str, in
 
 def save_in_place(path: str | Path, data: Trajectories, force: bool = False) -> str:
     """Write trajectories that are in memory without an image of the file beside them; returns the sha256.
-
-    The bytes are those of `save_trajectories`.
 
     Raises
     ------

@@ -13,7 +13,7 @@ import io
 import re
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import BinaryIO
+from typing import BinaryIO, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -47,8 +47,9 @@ def read_csv(data: bytes, source: str, stem: str, request: Request) -> list[Reco
         For a file without header or rows, a column that it does not have, a row with too few or too many cells, a
         cell that is no number. The message names the line.
     """
-    table = open_table(io.BytesIO(data), encoding_of([data]), source, request)
-    blocks = list(table.rows)
+    with text_of(io.BytesIO(data), encoding_of([data])) as text:
+        table = open_table(text, source, request)
+        blocks = list(table.rows)
     if not blocks:
         raise table.without_rows()
     lines, values = (np.concatenate([block[part] for block in blocks]) for part in (0, 1))
@@ -104,9 +105,13 @@ class CsvTable:
         )
 
 
-def open_table(stream: BinaryIO, encoding: str, source: str, request: Request) -> CsvTable:
-    """Read the header of a CSV file, and find the wanted columns in it."""
-    text = io.TextIOWrapper(stream, encoding, errors="replace", newline="")
+def text_of(stream: BinaryIO, encoding: str) -> TextIO:
+    """The text of a file, lines with the ends that they have."""
+    return io.TextIOWrapper(stream, encoding, errors="replace", newline="")
+
+
+def open_table(text: TextIO, source: str, request: Request) -> CsvTable:
+    """Read the header of a CSV file, and find the wanted columns in it; its rows are read from the text later."""
     start, header, delimiter = find_header(text, source)
     layout = lay_out(header, delimiter, source, request)
     text.seek(0)

@@ -50,15 +50,20 @@ def read_bytes(path: Path, max_bytes: int, first: int = -1) -> bytes:
             )
         with path.open("rb") as stream:
             data = stream.read(first)
-    except FileNotFoundError:
-        raise DataError(f"{path}: there is no such file.", "Check the name.") from None
-    except IsADirectoryError:
-        raise DataError(f"{path}: this is a folder, expected a file.", f"Name its files: {path}/*.csv") from None
     except OSError as error:
-        raise DataError(f"{path}: the file cannot be read ({error.strerror}).", "Check its permissions.") from None
+        raise unreadable(path, error) from None
     if not data:
         raise DataError(f"{path}: the file is empty.", "Check that the recording was written.")
     return data
+
+
+def unreadable(path: Path, error: OSError) -> DataError:
+    """The error for a file that the system does not give."""
+    if isinstance(error, FileNotFoundError):
+        return DataError(f"{path}: there is no such file.", "Check the name.")
+    if isinstance(error, IsADirectoryError):
+        return DataError(f"{path}: this is a folder, expected a file.", f"Name its files: {path}/*.csv")
+    return DataError(f"{path}: the file cannot be read ({error.strerror}).", "Check its permissions.")
 
 
 def kind_of(data: bytes, source: str) -> Kind:

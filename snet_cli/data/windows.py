@@ -12,7 +12,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
-from typing import Literal, NamedTuple
+from typing import Literal, NamedTuple, Protocol
 
 import numpy as np
 from numpy.typing import NDArray
@@ -48,14 +48,22 @@ def thin(trajectories: Trajectories, every: int) -> Trajectories:
     return trajectories.select_rows(within % every == 0)
 
 
-@dataclass(frozen=True)
-class Clock:
-    """Times of one trajectory, ascending, to be searched.
+class Clock(Protocol):
+    """Times of one trajectory, ascending, to be searched."""
 
-    Attributes
-    ----------
-    time : ndarray, shape (K,)
-    """
+    def __len__(self) -> int:
+        """How many there are."""
+
+    def at(self, rows: IntArray) -> FloatArray:
+        """The times of rows, which ascend."""
+
+    def search(self, values: FloatArray, side: Literal["left", "right"] = "left") -> IntArray:
+        """As `numpy.searchsorted`, for values that ascend."""
+
+
+@dataclass(frozen=True)
+class ClockInMemory:
+    """A clock whose times (K,) are in memory."""
 
     time: FloatArray
 
@@ -63,11 +71,11 @@ class Clock:
         return self.time.size
 
     def at(self, rows: IntArray) -> FloatArray:
-        """The times of rows, which ascend."""
+        """As `Clock.at`."""
         return self.time[rows]
 
     def search(self, values: FloatArray, side: Literal["left", "right"] = "left") -> IntArray:
-        """As `numpy.searchsorted`, for values that ascend."""
+        """As `Clock.search`."""
         return np.searchsorted(self.time, values, side=side)
 
 
@@ -75,7 +83,7 @@ def find_windows(trajectories: Trajectories, length: float, stride: float) -> Wi
     """All windows of a length (see the module docstring); two strides that start at the same sample are one window."""
     tolerance = TIME_TOLERANCE * trajectories.sampling_interval()
     offsets = trajectories.offsets
-    clocks = (Clock(trajectories.time[first:stop]) for first, stop in pairwise(offsets))
+    clocks = (ClockInMemory(trajectories.time[first:stop]) for first, stop in pairwise(offsets))
     return windows_of(clocks, offsets, length, stride, tolerance)
 
 
@@ -166,7 +174,12 @@ def cut_inputs(inputs: Inputs, owner: IntArray, start: FloatArray, end: FloatArr
         return chosen
     offsets = ragged_offsets(sampled.row_size)
     first, stop = knots_of(
-        lambda b: Clock(sampled.time[offsets[b] : offsets[b + 1]]), offsets, owner, start, end, sampled.intersample
+        lambda b: ClockInMemory(sampled.time[offsets[b] : offsets[b + 1]]),
+        offsets,
+        owner,
+        start,
+        end,
+        sampled.intersample,
     )
     rows = _slices(first, stop)
     return replace(
