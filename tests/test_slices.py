@@ -142,18 +142,6 @@ def test_a_simulation_in_slices_is_the_one_in_one_piece(snet: Snet, monkeypatch:
     assert leftovers() == []
 
 
-def test_an_import_in_slices_is_the_one_in_one_piece(snet: Snet, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(7):
-        rows = "".join(f"{k / 10},{np.sin(k / 10 + number)},{k % 4}\n" for k in range(30 + 5 * number))
-        Path(f"r{number}.csv").write_text(f"time,x,u\n{rows}")
-    words = ("import", *(f"r{number}.csv" for number in range(7)), "--states", "x", "--inputs", "u", "-o")
-    assert snet(*words, "whole.h5").code == 0
-    monkeypatch.setattr(slice_writer, "LARGE", 1)
-    monkeypatch.setattr(slice_writer, "SLICE_NUMBERS", 100)
-    assert snet(*words, "sliced.h5").code == 0
-    assert_same(load_trajectories("sliced.h5"), load_trajectories("whole.h5"))
-
-
 @pytest.mark.parametrize("name", ["y_vx", "time", "uf_tau_cos", "x0_phi"])
 def test_damage_in_a_slice_is_found(snet: Snet, small_slices: None, name: str) -> None:
     import h5py

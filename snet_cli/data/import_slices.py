@@ -37,7 +37,7 @@ SLICE_NUMBERS = 1_000_000
 SORT_COPIES = 8.0
 """Memory that the rows of a recording take while they are sorted by time, in copies of them."""
 
-RATE_NUMBERS = 12.0
+RATE_NUMBERS = 22.0
 """Numbers in memory for each sample of a channel whose rate is derived."""
 
 

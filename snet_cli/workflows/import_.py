@@ -21,13 +21,13 @@ from snet_cli.workflows.memory_limits import limits, require_memory, resident
 from snet_cli.workflows.provenance import history_line, provenance
 from snet_cli.workflows.reporter import Reporter, Silent
 
-COPIES = {"csv": 3.5, "npz": 6.0, "mat5": 6.0, "mat73": 6.0, "own": 8.0}
+COPIES = {"csv": 4.5, "npz": 6.0, "mat5": 6.0, "mat73": 6.0, "own": 8.0}
 """Peak memory of an import in one piece, in bytes per byte of its files, by their kind."""
 
 SMALL = 20_000_000
 """Bytes of files that are never imported in slices: the memory of one slice is no smaller."""
 
-IN_SLICES = 150e6
+IN_SLICES = 120e6
 """Bytes that an import in slices takes beside what the program has."""
 
 SMALLER = "Import fewer files at a time, or raise --max-memory where there is more."
