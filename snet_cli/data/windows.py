@@ -79,9 +79,12 @@ class ClockInMemory:
         return np.searchsorted(self.time, values, side=side)
 
 
-def find_windows(trajectories: Trajectories, length: float, stride: float) -> Windows:
-    """All windows of a length (see the module docstring); two strides that start at the same sample are one window."""
-    tolerance = TIME_TOLERANCE * trajectories.sampling_interval()
+def find_windows(trajectories: Trajectories, length: float, stride: float, tolerance: float | None = None) -> Windows:
+    """All windows of a length (see the module docstring); two strides that start at the same sample are one window.
+
+    `tolerance` is that of all trajectories, where these are a slice of them.
+    """
+    tolerance = TIME_TOLERANCE * trajectories.sampling_interval() if tolerance is None else tolerance
     offsets = trajectories.offsets
     clocks = (ClockInMemory(trajectories.time[first:stop]) for first, stop in pairwise(offsets))
     return windows_of(clocks, offsets, length, stride, tolerance)
