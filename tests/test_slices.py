@@ -27,7 +27,7 @@ from snet_cli.data.trajectory_slices import open_slices
 from snet_cli.errors import DataError, OutputError
 from snet_cli.simulation.simulate import simulate
 from snet_cli.training import blocks
-from snet_cli.workflows import evaluate_slices, memory, simulate_slices, sliced_data, slices_setup
+from snet_cli.workflows import forecast_plan, memory, simulate_slices, sliced_data, slices_setup
 from tests.children import leftovers, limit_file_size, run_child
 from tests.command import Snet
 from tests.teams import together
@@ -71,7 +71,7 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sliced_data, "NUMBERS_AT_LEAST", 0)
     monkeypatch.setattr(sliced_data, "FIT_COPIES", 1e12)
     monkeypatch.setattr(slices_setup, "WORKING_ROOM", 0.0)
-    monkeypatch.setattr(evaluate_slices, "FORECAST_SAMPLES", 100)
+    monkeypatch.setattr(forecast_plan, "FORECAST_SAMPLES", 100)
     monkeypatch.setattr(memory, "of_forecasts", lambda times, states: 1e30)
 
 
@@ -410,8 +410,8 @@ def test_an_evaluation_in_slices_is_the_one_in_one_piece(
 def test_what_needs_all_forecasts_is_refused_in_slices(snet: Snet, small_slices: None) -> None:
     save_trajectories("a.h5", recordings())
     assert snet(*FIT, "m.h5").code == 0
-    ran = snet("evaluate", "m.h5", "a.h5", "--plot", "pictures")
+    ran = snet("evaluate", "m.h5", "a.h5", "--relaxed")
     assert ran.code == 2
-    assert "do not fit into the memory at once, as --plot needs them" in ran.err
+    assert "do not fit into the memory at once, as --relaxed needs them" in ran.err
     chosen = snet("evaluate", "m.h5", "a.h5", "--split", "valid", "--json")
     assert chosen.json["trajectories"] == 4

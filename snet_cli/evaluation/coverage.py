@@ -109,8 +109,8 @@ class CoverageSums:
             held = counts & (reference >= band.lower) & (reference <= band.upper)
             self._sum(name, counts, bins)
             self._sum(f"held_{name}", held, bins)
-        self.sums["known"] += (truth is not None, np.isfinite(measured).any())
-        self.sums["rest"] += ((~finite).sum(), bands.failed)
+        self.sums["known"] += np.array([truth is not None, np.isfinite(measured).any()], np.float64)
+        self.sums["rest"] += np.array([(~finite).sum(), bands.failed], np.float64)
 
     def _sum(self, name: str, values: NDArray[Any], bins: NDArray[np.int64]) -> None:
         for b in range(-1, BINS):
