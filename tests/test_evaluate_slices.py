@@ -17,6 +17,8 @@ import pytest
 
 from snet_cli.data.trajectory_file import load_trajectories, save_trajectories
 from snet_cli.evaluation import plots
+from snet_cli.evaluation.forecast_plots import draw_forecast
+from snet_cli.forecasting import choice
 from snet_cli.workflows import evaluate_slices, forecast_plan, memory
 from tests.children import leftovers, limit_file_size, run_child
 from tests.command import Snet
@@ -78,41 +80,45 @@ def in_slices(monkeypatch: pytest.MonkeyPatch, folder: Path) -> Any:
 
 
 def words_for(folder: Path, model: str, *more: object) -> tuple[object, ...]:
-    return ("evaluate", folder / model, folder / "a.h5", "--json", "--threads", 1, *more)
+    tolerances = ("--rtol", 1e-4, "--atol", 1e-6)  # steps belong to each trajectory, whatever its batch
+    return ("evaluate", folder / model, folder / "a.h5", "--json", "--threads", 1, *tolerances, *more)
 
 
 @pytest.mark.parametrize(
-    ("model", "more"),
+    ("model", "kind", "more"),
     [
-        ("joint.h5", ("--bands", "--split", "train", "--seed", 3)),
-        ("joint.h5", ("--from-every", 0.3, "--horizon", 0.4, "--bands")),
-        ("both.h5", ("--from-every", 0.8)),
-        ("both.h5", ("--horizon", 1.2)),
+        ("joint.h5", "h5", ("--bands", "--split", "train", "--seed", 3)),
+        ("joint.h5", "csv", ("--bands", "--from-every", 0.3, "--horizon", 0.4)),
+        ("both.h5", "h5", ("--from-every", 0.8)),
+        ("both.h5", "csv", ("--horizon", 1.2)),
     ],
 )
 def test_slices_say_and_write_what_one_piece_does(
-    snet: Snet, folder: Path, in_slices: Any, model: str, more: tuple[object, ...]
+    snet: Snet, folder: Path, in_slices: Any, model: str, kind: str, more: tuple[object, ...]
 ) -> None:
     words = words_for(folder, model, *more)
-    whole = [snet(*words, "-o", name) for name in ("whole.h5", "whole.csv")]
+    whole = snet(*words, "-o", f"whole.{kind}")
     in_slices()
-    sliced = [snet(*words, "-o", name) for name in ("sliced.h5", "sliced.csv")]
-    for one, other in zip(sliced, whole, strict=True):
-        assert one.code == other.code == 0, one.err
-        assert_close(said(one), said(other))
-        assert one.err == other.err.replace("whole", "sliced")
-    assert_same_outputs("sliced", "whole")
+    sliced = snet(*words, "-o", f"sliced.{kind}")
+    assert sliced.code == whole.code == 0, sliced.err
+    assert_close(said(sliced), said(whole))
+    assert sliced.err == whole.err.replace("whole", "sliced")
+    (assert_same_outputs if kind == "h5" else assert_same_tables)(f"sliced.{kind}", f"whole.{kind}")
     assert leftovers() == []
 
 
 def assert_same_outputs(name: str, other: str) -> None:
-    """Forecasts in files and tables of these names agree."""
-    found, expected = (load_trajectories(f"{each}.h5", allow_missing_channels=True) for each in (name, other))
+    """Forecasts in files of these names agree."""
+    found, expected = (load_trajectories(each, allow_missing_channels=True) for each in (name, other))
     assert (found.ids, found.output_names, found.units) == (expected.ids, expected.output_names, expected.units)
     np.testing.assert_allclose(found.outputs, expected.outputs, rtol=CLOSE, atol=1e-9)
     np.testing.assert_array_equal(found.time, expected.time)
     np.testing.assert_array_equal(found.init_window, expected.init_window)
-    rows, expected_rows = ([*csv.reader(Path(f"{each}.csv").read_text().splitlines())] for each in (name, other))
+
+
+def assert_same_tables(name: str, other: str) -> None:
+    """Forecasts in tables of these names agree."""
+    rows, expected_rows = ([*csv.reader(Path(each).read_text().splitlines())] for each in (name, other))
     assert rows[0] == expected_rows[0]
     assert len(rows) == len(expected_rows)
     for row, expected_row in zip(rows[1:], expected_rows[1:], strict=True):
@@ -123,41 +129,37 @@ def assert_same_outputs(name: str, other: str) -> None:
 
 def test_two_processes_share_slices_with_bands(snet: Snet, folder: Path, in_slices: Any) -> None:
     words = words_for(folder, "joint.h5", "--bands")
-    whole = snet(*words, "-o", "whole.h5")
-    assert snet(*words, "-o", "whole.csv").code == 0
+    whole = snet(*words, "-o", "whole.csv")
     in_slices()
-    for name in ("team.h5", "team.csv"):
-        members = together(2, *words, "-o", name)
-        assert [member.code for member in members] == [0, 0]
-        assert_close(said(members[0]), said(whole))
-    assert_same_outputs("team", "whole")
+    members = together(2, *words, "-o", "team.csv")
+    assert [member.code for member in members] == [0, 0]
+    assert_close(said(members[0]), said(whole))
+    assert_same_tables("team.csv", "whole.csv")
 
 
 def test_pictures_are_of_forecasts_spread_over_all(
     snet: Snet, folder: Path, in_slices: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn: list[Any] = []
-    draw = plots.draw_pictures
-    monkeypatch.setattr(plots, "draw_pictures", lambda *args: drawn.append(args) or draw(*args))
+    monkeypatch.setattr(plots, "draw_pictures", lambda *args: drawn.append(args) or {"forecast.png": b"drawn"})
+    monkeypatch.setattr(evaluate_slices, "PICTURED", 4)
     words = words_for(folder, "joint.h5", "--bands", "--plot")
     whole = snet(*words, "whole")
     in_slices()
     sliced = snet(*words, "sliced")
-    names = sorted(os.listdir("whole"))
-    assert sorted(os.listdir("sliced")) == names
+    assert os.listdir("sliced") == os.listdir("whole") == ["forecast.png"]
     assert [path.replace("sliced", "whole") for path in sliced.json["pictures"]] == whole.json["pictures"]
     (forecast, _, bands, _), (few, _, few_bands, total) = drawn
-    assert total == len(few) == len(forecast)
-    np.testing.assert_allclose(few.trajectories.outputs, forecast.trajectories.outputs, rtol=CLOSE, atol=1e-9)
-    np.testing.assert_allclose(few_bands.truth.upper, bands.truth.upper, rtol=CLOSE, atol=1e-9)
-    np.testing.assert_array_equal(few.scored, forecast.scored)
-    np.testing.assert_array_equal(few.windows.row >= 0, forecast.windows.row >= 0)
-    monkeypatch.setattr(evaluate_slices, "PICTURED", 4)
-    assert snet(*words, "few").code == 0
-    few, _, few_bands, total = drawn[-1]
-    assert few.windows.ids == tuple(forecast.windows.ids[w] for w in (0, 3, 5, 8))
-    assert total == 9
-    np.testing.assert_allclose(few_bands.truth.upper[:12], bands.truth.upper[:12], rtol=CLOSE, atol=1e-9)
+    numbers = np.array([0, 3, 5, 8])
+    expected, rows = choice.chosen(forecast, numbers)
+    assert (len(forecast), total, few.windows.ids) == (9, 9, expected.windows.ids)
+    np.testing.assert_allclose(few.trajectories.outputs, expected.trajectories.outputs, rtol=CLOSE, atol=1e-9)
+    np.testing.assert_allclose(few_bands.truth.upper, bands.truth.upper[rows], rtol=CLOSE, atol=1e-9)
+    np.testing.assert_array_equal(few.scored, expected.scored)
+    np.testing.assert_array_equal(few.windows.row >= 0, expected.windows.row >= 0)
+    figure = draw_forecast(few, few_bands, total)
+    assert figure is not None
+    assert figure.get_suptitle() == "3 of 9 forecasts"
 
 
 def test_a_table_that_cannot_be_finished_leaves_the_old_one(snet: Snet, folder: Path, in_slices: Any) -> None:
