@@ -13,17 +13,20 @@ from snet_cli.data.checkpoint_file import Checkpoint
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.posterior import Posterior, read_posterior
 from snet_cli.data.trajectories import Trajectories
+from snet_cli.distributed import Place
 from snet_cli.errors import CheckpointError
 from snet_cli.evaluation.options import EvaluateOptions
 from snet_cli.forecasting.bands import Bands, Numbers, draw_changes, forecast_bands
 from snet_cli.forecasting.flow import ForecastModel
 from snet_cli.forecasting.windows import Windows
 from snet_cli.models.ensemble import Ensemble
+from snet_cli.workflows import memory
 from snet_cli.workflows.reporter import Reporter
 from snet_cli.workflows.trained_model import TrainedModel
 
-MEMORY, MEMORY_SHARE = 1_000_000_000, 0.5
-"""Bytes for the members of a batch, and their share of `--max-memory` where it is given."""
+MEMORY, MEMORY_SHARE = 1_000_000_000, 0.35
+"""Bytes for the members of a batch, at most, and their share of what may still be taken: a batch takes 1.8 times its
+count (vehicle)."""
 
 
 def required_posterior(checkpoint: Checkpoint, trained: TrainedModel, path: str) -> Posterior:
@@ -99,10 +102,10 @@ def band_maker(
     common: CommonOptions,
     device: torch.device,
     report: Reporter,
-    room: float | None = None,
+    place: Place,
 ) -> BandMaker:
-    """What draws bands under these options; `room`: bytes there are, unless `--max-memory` says."""
-    memory = MEMORY if common.max_memory is None else int(MEMORY_SHARE * common.max_memory)
+    """What draws bands under these options, in one of the processes of this machine."""
+    room = memory.left(memory.share(common, place), common)
     return BandMaker(
         model=trained.forecast_model(device),
         ensemble=Ensemble(
@@ -111,7 +114,7 @@ def band_maker(
         noise_std=posterior.noise_std,
         options=options,
         seed=common.seed,
-        memory=memory if room is None else int(MEMORY_SHARE * min(room, 2 * MEMORY)),
+        memory=int(min(MEMORY, MEMORY_SHARE * room)),
         should_stop=report.should_stop,
     )
 

@@ -136,7 +136,7 @@ def evaluate(
     together = ensemble_scores([forecast_of(member) for member in members]).to_json() if members else None
     bands = None
     if posterior is not None:
-        bands = band_maker(trained, posterior, options, common, device, report).of(data, windows)
+        bands = band_maker(trained, posterior, options, common, device, report, team.place).of(data, windows)
         for note in band_notes(forecast.initial_state, bands.failed, len(forecast), bands.members):
             report.note(note)
     record = _record(options, common, loaded.sha256, data_file.sha256)

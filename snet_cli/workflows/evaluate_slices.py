@@ -200,8 +200,8 @@ class _Work:
         run = self.run
         if run.posterior is None:
             return None
-        room = max(memory.share(run.common, run.team.place) - memory.resident(), 0.0)
-        return band_maker(run.trained, run.posterior, run.options, run.common, run.device, run.report, room)
+        place = run.team.place
+        return band_maker(run.trained, run.posterior, run.options, run.common, run.device, run.report, place)
 
     def forecast(self, piece: int) -> tuple[Forecast, Bands | None]:
         """The forecasts of a slice, with their bands where these are wanted."""

@@ -17,7 +17,7 @@ from snet_cli.data.storage import check_no_input_is_overwritten, check_output, d
 from snet_cli.data.tables import import_tables, kinds_of
 from snet_cli.data.trajectories import SPLIT_NAMES, Trajectories
 from snet_cli.errors import SnetError
-from snet_cli.workflows.memory_limits import limits, require_memory, resident
+from snet_cli.workflows.memory_limits import free_memory, left, require_memory, resident
 from snet_cli.workflows.provenance import history_line, provenance
 from snet_cli.workflows.reporter import Reporter, Silent
 
@@ -86,13 +86,7 @@ def _needs_slices(paths: Sequence[Path], output: str, common: CommonOptions) -> 
     if output == "-" or kinds[0] == "own" or sum(sizes) < SMALL:
         return False
     needed = sum(COPIES[kind] * size for kind, size in zip(kinds, sizes, strict=True))
-    return needed > _left(common)
-
-
-def _left(common: CommonOptions) -> float:
-    """Bytes that may be taken beside what the program has."""
-    limit = min(limits(None))[0]
-    return limit if common.max_memory is None else min(limit, common.max_memory - resident())
+    return needed > left(free_memory(common), common)
 
 
 def _in_one_piece(

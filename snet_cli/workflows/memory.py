@@ -20,7 +20,7 @@ from snet_cli.models.base import StateSpace
 from snet_cli.models.options import ModelOptions
 from snet_cli.training.lbfgs import PAIRS
 from snet_cli.training.options import FitOptions
-from snet_cli.workflows.memory_limits import FEWER, free_memory, limits, require_memory, resident, size_text
+from snet_cli.workflows.memory_limits import FEWER, free_memory, left, limits, require_memory, resident, size_text
 
 NUMBER = 8
 """Bytes of a float64."""
@@ -37,7 +37,7 @@ SERIES_COPIES = 3
 SIMULATED_COPIES, FORECAST_COPIES = 13, 22
 """Numbers kept per sample and state by `simulate` and by `evaluate`: samples, truth, stages, the file's image."""
 
-__all__ = ["free_memory", "require_memory", "resident"]
+__all__ = ["free_memory", "left", "require_memory", "resident"]
 
 ONE = Place()
 """A process that is alone."""

@@ -50,6 +50,11 @@ def free_memory(common: CommonOptions) -> float:
     return min(limits(common.max_memory))[0]
 
 
+def left(limit: float, common: CommonOptions) -> float:
+    """Bytes of a limit that the process may take beside what it has; what the machine has left is left already."""
+    return max(limit - (resident() if common.max_memory is not None else 0.0), 0.0)
+
+
 def limits(max_memory: int | None) -> Iterator[tuple[float, str]]:
     """Bytes that may be taken, each with what limits them."""
     if max_memory is not None:
