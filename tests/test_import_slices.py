@@ -7,16 +7,21 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from snet_cli.data import csv_rows, import_slices, spooled, table_spool
+from snet_cli.data import csv_rows, import_slices, merge_slices, spooled, table_spool
 from snet_cli.data.content import CHUNK_BYTES, Array, Content, encode
 from snet_cli.data.derivatives import Turns
 from snet_cli.data.scratch import ScratchColumns, ScratchRows, gathered, median
 from snet_cli.data.slice_writer import save_content
+from snet_cli.data.trajectories import Trajectories
+from snet_cli.data.trajectory_file import save_trajectories
+from snet_cli.simulation.simulate import simulate
 from snet_cli.workflows import import_
 from tests.children import leftovers, run_child
 from tests.command import Snet
@@ -31,6 +36,7 @@ def in_slices(monkeypatch: pytest.MonkeyPatch) -> Callable[[bool], None]:
         (table_spool, "BLOCK", 50),
         (import_slices, "SLICE_NUMBERS", 60),
         (spooled, "BLOCK", 13),
+        (merge_slices, "SLICE_SAMPLES", 40),
     ):
         monkeypatch.setattr(module, name, value)
     monkeypatch.setattr(import_, "IN_SLICES", 0.0)
@@ -145,6 +151,54 @@ def test_arrays_are_read_whole_and_go_on_in_slices(snet: Snet, in_slices: Callab
     assert found["trajectories"] == 5
 
 
+@cache
+def simulated(trajectories: int) -> Trajectories:
+    """Some pendulums, with noise and lost values."""
+    return simulate(
+        "pendulum", trajectories=trajectories, samples=12, horizon=2.0, noise=0.01, missing=0.1, seed=trajectories
+    ).trajectories
+
+
+def shards(**differences: object) -> tuple[str, ...]:
+    """Three files of simulations, of which the second differs."""
+    files = ("part0.h5", "part1.h5", "part2.h5")
+    for number, (file, count) in enumerate(zip(files, (5, 2, 9), strict=True)):
+        data = simulated(count)
+        save_trajectories(file, replace(data, **differences) if number == 1 else data, force=True)
+    return files
+
+
+@pytest.mark.parametrize(
+    "words",
+    [(), ("--window", 1.5, "--stride", 0.4), ("--decimate", 2, "--split", "valid=1,test=2", "--init-window", 2)],
+)
+def test_trajectory_files_are_merged_in_slices(
+    snet: Snet, in_slices: Callable[[bool], None], words: tuple[object, ...]
+) -> None:
+    """Truth, starts, noise, constants and Fourier series are kept as in one piece, or not kept, with the same notes."""
+    names = shards()
+    _, found = both(snet, in_slices, *names, *words)
+    assert found["trajectories"] == 16 or "--window" in words
+    for number in range(2):  # inputs on a clock of their own
+        Path(f"r{number}.csv").write_text("\n".join([HEADER, *table(30, number, gaps=0.1)]))
+        assert snet("import", f"r{number}.csv", *CHANNELS, "-o", f"part{number}.h5", "--force").code == 0
+    both(snet, in_slices, *names[:2], *words[:4])
+
+
+def test_files_that_differ_are_merged_or_refused_alike(snet: Snet, in_slices: Callable[[bool], None]) -> None:
+    one = simulated(2)
+    heavy = {**(one.system or {}), "m": 2.0}
+    notes = both(snet, in_slices, *shards(truth=None, x0=None, noise_std={}, system=heavy))[0]
+    assert "only some of the files hold the noise-free truth" in notes
+    assert "'m' of the system differs between the files and is kept for each trajectory" in notes
+    both(snet, in_slices, *shards(split=np.array([1, 2]), init_window=np.array([0, 3])))
+    both(snet, in_slices, *shards(system=None))
+    empty = np.where(np.arange(2) == 1, np.nan, one.outputs)
+    assert "has no value at all" in both(snet, in_slices, *shards(outputs=empty))[0]
+    assert "the units are" in both(snet, in_slices, *shards(units={"theta": "deg"}))[0]
+    assert "already say what their channels are" in both(snet, in_slices, *shards(), "--states", "x")[0]
+
+
 BAD = {
     "a cell that is no number": ["1,2,3,x,5"],
     "a row that is too short": ["1,2,3"],
@@ -155,8 +209,9 @@ BAD = {
 }
 
 
-@pytest.mark.parametrize("lines", BAD.values(), ids=BAD)
-@pytest.mark.parametrize("rows", [12, 60])
+@pytest.mark.parametrize(
+    ("rows", "lines"), [(60, lines) for lines in BAD.values()] + [(12, BAD["a time that stands twice"])]
+)
 def test_errors_name_the_same_file_and_line(
     snet: Snet, in_slices: Callable[[bool], None], rows: int, lines: list[str]
 ) -> None:
@@ -167,27 +222,23 @@ def test_errors_name_the_same_file_and_line(
     assert "r1.csv, line " in err
 
 
-@pytest.mark.parametrize(
-    "words",
-    [
-        ("--window", 100),
-        ("--window", 0.06, "--stride", 50),
-        ("--decimate", 40),
-        ("--init-window", 30),
-        ("--split", "valid=r7"),
-        ("--derive", "v=d(z)"),
-        ("--units", "z=m"),
-        ("--hold", "z=linear"),
-        ("--time", "z"),
-        ("--by", "x"),
-    ],
+WRONG = (
+    ("--window", 100),
+    ("--window", 0.06, "--stride", 50),
+    ("--decimate", 40),
+    ("--init-window", 30),
+    ("--split", "valid=r7"),
+    ("--derive", "v=d(z)"),
+    ("--hold", "z=linear"),
+    ("--time", "z"),
 )
-def test_wrong_options_are_refused_alike(
-    snet: Snet, in_slices: Callable[[bool], None], words: tuple[object, ...]
-) -> None:
+
+
+def test_wrong_options_are_refused_alike(snet: Snet, in_slices: Callable[[bool], None]) -> None:
     for number in range(2):
         Path(f"r{number}.csv").write_text("\n".join([HEADER, *table(30, number)]))
-    both(snet, in_slices, "r0.csv", "r1.csv", *CHANNELS, *words)
+    for words in WRONG:
+        assert both(snet, in_slices, "r0.csv", "r1.csv", *CHANNELS, *words)[1]["error"]
 
 
 def test_channels_that_differ_or_hold_nothing_are_told_alike(snet: Snet, in_slices: Callable[[bool], None]) -> None:

@@ -1,4 +1,4 @@
-"""`snet import` of tables that are larger than the memory: what `tables.import_tables` gives, to the last bit.
+"""`snet import` of what is larger than the memory: what `tables.import_tables` gives, to the last bit.
 
 Rows go to scratch as they are read (`table_spool`), trajectories to scratch as they are assembled, a few at a time or
 one in parts (`recording_parts`); there they lie column by column, and are thinned, cut and written as ranges of rows.
@@ -16,16 +16,17 @@ from numpy.typing import NDArray
 
 from snet_cli.data.channel_spec import Request
 from snet_cli.data.derivatives import Turns, local_rate, with_rate
+from snet_cli.data.merge_slices import merged_in_slices
 from snet_cli.data.options import ImportOptions
 from snet_cli.data.recording import ChannelFacts, Recording, Repairs, assemble_one, joined
 from snet_cli.data.recording_parts import assembled_parts, in_time_order
 from snet_cli.data.scratch import NUMBER, Reader, ScratchColumns
 from snet_cli.data.splits import assign_split
-from snet_cli.data.spooled import SpooledTrajectories
+from snet_cli.data.spooled import Spool, SpooledTrajectories, without_samples
 from snet_cli.data.table_files import Kind
 from snet_cli.data.table_meaning import Meaning, meaning_of, require_alike, unique_ids
 from snet_cli.data.table_spool import Require, SpooledTables, blocks_of, spool_tables
-from snet_cli.data.tables import check_numbers, check_thinned, init_windows, kinds_of, request_of
+from snet_cli.data.tables import check_numbers, check_thinned, init_windows, kinds_of, refuse_table_flags, request_of
 from snet_cli.data.trajectories import Trajectories
 
 FloatArray = NDArray[np.float64]
@@ -61,18 +62,23 @@ def import_in_slices(
     o = options
     check_numbers(o.window, o.stride, o.decimate, o.init_window)
     notes: list[str] = []
-    request = request_of(o.states, o.inputs, o.time, o.by)
-    data = _assembled(paths, kinds_of(paths, max_bytes), request, o, max_bytes, require, notes)
+    kinds = kinds_of(paths, max_bytes)
+    if kinds[0] == "own":
+        refuse_table_flags(o.states, o.inputs, o.time, o.by, o.hold, o.units, o.angle, o.derive)
+        data = merged_in_slices(paths, max_bytes, notes)
+    else:
+        request = request_of(o.states, o.inputs, o.time, o.by)
+        data = _assembled(paths, kinds, request, o, max_bytes, require, notes)
     if o.split:
         numbers, said = assign_split(o.split, data.ids)
-        data, notes = replace(data, split=numbers), notes + said
+        data, notes = data.stating(split=numbers), notes + said
     data = data.thinned(o.decimate)
     check_thinned(data.row_size, data.ids, o.decimate)
     if o.window is not None:
         data, said = data.cut(o.window, o.window if o.stride is None else o.stride)
-        data, notes = replace(data, ids=unique_ids(data.ids, data.ids)), notes + said
+        data, notes = data.stating(ids=unique_ids(data.ids, data.ids)), notes + said
     if o.init_window:
-        data = replace(data, init_window=init_windows(data.row_size, data.ids, o.init_window))
+        data = data.stating(init_window=init_windows(data.row_size, data.ids, o.init_window))
     return data, notes
 
 
@@ -90,12 +96,14 @@ def _assembled(
     require_alike(tables.heads)
     ids = unique_ids([one.id for one in tables.found], tables.longer)
     meaning = meaning_of(tables.heads, options.hold, options.units, options.angle, options.derive)
-    repairs, facts, sink = Repairs(), ChannelFacts(len(ids)), _Sink(len(ids))
+    repairs, facts, spool, shell = Repairs(), ChannelFacts(len(ids)), Spool(len(ids)), None
     for number, part in _trajectories(tables, ids, meaning, repairs, require):
         facts.add(part, number)
-        sink.add(part, number)
-    data = sink.finished(ids)
-    notes += repairs.notes() + facts.notes(data.shell, ids)
+        spool.add(part, number)
+        shell = without_samples(part).select([0])
+    assert shell is not None
+    notes += repairs.notes() + facts.notes(shell, ids)
+    data = spool.finished(replace(shell.select(np.zeros(len(ids), np.int64)), ids=ids))
     return _with_rates(data, meaning, require, notes)
 
 
@@ -160,52 +168,17 @@ def _parts(
         yield number, meaning.applied(data, turns)
 
 
-class _Sink:
-    """Where trajectories go as they come."""
-
-    def __init__(self, count: int) -> None:
-        self.row_size, self.input_rows = np.zeros(count, np.int64), np.zeros(count, np.int64)
-        self.samples: ScratchColumns | None = None
-        self.knots: ScratchColumns | None = None
-        self.shell: Trajectories | None = None
-
-    def add(self, data: Trajectories, first: int) -> None:
-        """A slice, or a part of one trajectory, the first of which is number `first`."""
-        self.shell = self.shell or data.select([])
-        own, sampled = slice(first, first + len(data)), data.inputs.sampled
-        self.row_size[own] += data.row_size
-        self.samples = self.samples or ScratchColumns(1 + len(data.output_names))
-        self.samples.append(np.column_stack([data.time, data.outputs]))
-        if sampled is not None:
-            self.input_rows[own] += sampled.row_size
-            self.knots = self.knots or ScratchColumns(1 + len(sampled.names))
-            self.knots.append(np.column_stack([sampled.time, sampled.values]))
-
-    def finished(self, ids: tuple[str, ...]) -> SpooledTrajectories:
-        """All of them."""
-        assert self.shell is not None
-        assert self.samples is not None
-        names = ("time", *(f"y_{name}" for name in self.shell.output_names))
-        columns = {name: self.samples.column(i) for i, name in enumerate(names)}
-        if self.knots is not None:
-            inputs = ("u_time", *(f"u_{name}" for name in self.shell.inputs.names))
-            columns |= {name: self.knots.column(i) for i, name in enumerate(inputs)}
-        return SpooledTrajectories(
-            self.shell, ids, self.row_size, None if self.knots is None else self.input_rows, columns
-        )
-
-
 def _with_rates(data: SpooledTrajectories, meaning: Meaning, require: Require, notes: list[str]) -> SpooledTrajectories:
     """The trajectories with the rates of `--derive`."""
-    meaning.check_rates(data.shell.output_names)
+    meaning.check_rates(data.bare.output_names)
     count = int(data.row_size.sum())
     for name, of in meaning.rates.items():
         require(f"--derive from {count} samples of '{of}'", RATE_NUMBERS * NUMBER * count)
         rate = local_rate(data.columns["time"](0, count), data.columns[f"y_{of}"](0, count), data.row_size)
         notes.append(rate.note(name, of))
-        data = data.with_output(name, with_rate(data.shell, name, of, np.zeros(0)), _kept(rate.values))
+        data = data.with_output(name, with_rate(data.bare, name, of, np.zeros(0)), _kept(rate.values))
     stated = {name: meaning.stated[name] for name in meaning.rates if name in meaning.stated}
-    return replace(data, shell=replace(data.shell, units={**data.shell.units, **stated}))
+    return data.stating(units={**data.bare.units, **stated})
 
 
 def _kept(values: FloatArray) -> Reader:

@@ -16,12 +16,13 @@ from numpy.typing import NDArray
 from snet_cli.data.content import Array, Content
 from snet_cli.data.scratch import Reader, ScratchColumns, gathered, median
 from snet_cli.data.trajectories import Trajectories, ragged_offsets
-from snet_cli.data.trajectory_file import content_of
+from snet_cli.data.trajectory_file import content_of, stored_variables
 from snet_cli.data.windows import (
     TIME_TOLERANCE,
     Clock,
     ClockInMemory,
     knots_of,
+    known_starts,
     left_out,
     require_windows,
     window_names,
@@ -44,28 +45,31 @@ class SpooledTrajectories:
 
     Attributes
     ----------
-    shell : Trajectories
-        None of the trajectories, but everything else: names, units, holds, provenance.
-    ids : tuple of str
+    bare : Trajectories
+        The trajectories without their samples and knots: ids, constants, starts, Fourier series, and all names.
     row_size : ndarray, shape (B,)
     input_rows : ndarray, shape (B,), or None
-        Knots of the inputs of each, where there are inputs.
+        Knots of the inputs of each, where there are sampled inputs.
     columns : mapping of str to Reader
-        ``time``, ``y_<name>``, ``u_time``, ``u_<name>``: the variables of the file that have a row for every sample or
-        knot.
-    split, init_window : ndarray of int, shape (B,), or None
+        ``time``, ``y_<name>``, ``xtrue_<name>``, ``u_time``, ``u_<name>``: what the file has for every sample or knot.
     """
 
-    shell: Trajectories
-    ids: tuple[str, ...]
+    bare: Trajectories
     row_size: IntArray
     input_rows: IntArray | None
     columns: Mapping[str, Reader]
-    split: IntArray | None = None
-    init_window: IntArray | None = None
 
     def __len__(self) -> int:
-        return len(self.ids)
+        return len(self.bare)
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        """Of all trajectories."""
+        return self.bare.ids
+
+    def stating(self, **known: Any) -> SpooledTrajectories:
+        """The same with other facts of `bare`: ids, a split, init windows, provenance."""
+        return replace(self, bare=replace(self.bare, **known))
 
     @property
     def samples(self) -> int:
@@ -78,7 +82,7 @@ class SpooledTrajectories:
 
     def measured(self) -> dict[str, int]:
         """How many values of each output were measured."""
-        names = self.shell.output_names
+        names = self.bare.output_names
         return {name: sum(int(np.isfinite(values).sum()) for values in self.blocks(f"y_{name}")) for name in names}
 
     def sampling_interval(self) -> float:
@@ -95,12 +99,12 @@ class SpooledTrajectories:
 
         return median(steps)
 
-    def with_output(self, name: str, shell: Trajectories, column: Reader) -> SpooledTrajectories:
-        """The same with one more output, which the shell has already."""
-        return replace(self, shell=shell, columns={**self.columns, f"y_{name}": column})
+    def with_output(self, name: str, bare: Trajectories, column: Reader) -> SpooledTrajectories:
+        """The same with one more output, which `bare` has already."""
+        return replace(self, bare=bare, columns={**self.columns, f"y_{name}": column})
 
     def _of_samples(self) -> list[str]:
-        return ["time", *(f"y_{name}" for name in self.shell.output_names)]
+        return sample_columns(self.bare)
 
     def _of_knots(self) -> list[str]:
         return [name for name in self.columns if name not in self._of_samples()]
@@ -121,16 +125,17 @@ class SpooledTrajectories:
 
     def cut(self, length: float, stride: float) -> tuple[SpooledTrajectories, list[str]]:
         """Windows as trajectories of their own, as `windows.cut`."""
-        offsets, unit = ragged_offsets(self.row_size), self.shell.time_unit
+        offsets, unit = ragged_offsets(self.row_size), self.bare.time_unit
         clocks = clocks_of(self.columns["time"], offsets)
         windows = windows_of(clocks, offsets, length, stride, TIME_TOLERANCE * self.sampling_interval())
-        whole = ClockOnScratch(self.columns["time"], 0, self.samples)
-        start, end = whole.at(offsets[:-1]), whole.at(offsets[1:] - 1)
+        whole, any_sample = ClockOnScratch(self.columns["time"], 0, self.samples), self.row_size > 0
+        start, end = np.zeros(len(self)), np.zeros(len(self))
+        start[any_sample], end[any_sample] = (whole.at(at[any_sample]) for at in (offsets[:-1], offsets[1:] - 1))
         require_windows(windows, self.ids, length, float(np.max(end - start, initial=0.0)), unit)
         begins, ends = whole.at(windows.first), whole.at(windows.stop - 1)
         columns = {n: gathered(self.columns[n], windows.first, windows.stop) for n in self._of_samples()}
         input_rows = None
-        if self.input_rows is not None and (sampled := self.shell.inputs.sampled) is not None:
+        if self.input_rows is not None and (sampled := self.bare.inputs.sampled) is not None:
             at, u_time = ragged_offsets(self.input_rows), self.columns["u_time"]
             first, stop = knots_of(
                 lambda b: clock_of(u_time, int(at[b]), int(at[b + 1])),
@@ -142,14 +147,11 @@ class SpooledTrajectories:
             )
             columns |= {n: gathered(self.columns[n], first, stop) for n in self._of_knots()}
             input_rows = stop - first
-        pieces = replace(
-            self,
-            ids=window_names(self.ids, windows, begins - start[windows.owner]),
-            row_size=windows.stop - windows.first,
-            input_rows=input_rows,
-            columns=columns,
-            split=None if self.split is None else self.split[windows.owner],
-        )
+        bare = self.bare.select(windows.owner)
+        if bare.x0 is not None:
+            bare = replace(bare, x0=known_starts(bare.x0, windows.first == offsets[windows.owner]))
+        bare = replace(bare, ids=window_names(self.ids, windows, begins - start[windows.owner]))
+        pieces = SpooledTrajectories(bare, windows.stop - windows.first, input_rows, columns)
         return pieces, left_out(self.ids, self.samples, windows, length)
 
     def content(self, label: str) -> tuple[Content, dict[str, int]]:
@@ -160,47 +162,94 @@ class SpooledTrajectories:
         DataError
             If they break a rule of the schema.
         """
-        content, _ = content_of(self._first(), label)
-        sizes = {"traj": len(self), "obs": self.samples}
-        whole: dict[str, NDArray[Any] | None] = {
-            "trajectory": np.array([name.encode() for name in self.ids]),
-            "row_size": self.row_size,
-            "u_row_size": self.input_rows,
-            "split": self.split,
-            "init_window": self.init_window,
-        }
+        content, sizes = content_of(self._first(), label)
+        sizes |= {"traj": len(self), "obs": self.samples}
+        given = dict(stored_variables(self.bare))
+        sizes_of = {"row_size": self.row_size, "u_row_size": self.input_rows}
         if self.input_rows is not None:
             sizes["uobs"] = int(self.input_rows.sum())
         arrays: dict[str, Array] = {}
         for name, array in content.arrays.items():
-            values = whole.get(name)
-            if values is not None:
-                arrays[name] = Array.of(values.astype(array.dtype), array.dimensions, array.attributes)
+            if (rows := sizes_of.get(name)) is not None:
+                arrays[name] = Array.of(rows.astype(array.dtype), array.dimensions, array.attributes)
+            elif array.dimensions[0] == "traj":
+                arrays[name] = given[name]
             else:
                 arrays[name] = array.elsewhere(sizes[array.dimensions[0]], self.columns[name])
         return Content(content.attributes, arrays), sizes
 
     def _first(self) -> Trajectories:
         """The first samples of the first trajectory, as a trajectory."""
-        rows = min(int(self.row_size[0]), JUDGED)
-        outputs = [self.columns[f"y_{name}"](0, rows) for name in self.shell.output_names]
-        inputs, sampled = self.shell.inputs, self.shell.inputs.sampled
+        first, rows = self.bare.select([0]), min(int(self.row_size[0]), JUDGED)
+
+        def table(prefix: str, names: tuple[str, ...], count: int) -> FloatArray:
+            return np.stack([self.columns[f"{prefix}{name}"](0, count) for name in names], axis=1)
+
+        inputs, sampled = first.inputs, first.inputs.sampled
         if sampled is not None and self.input_rows is not None:
             knots = min(int(self.input_rows[0]), JUDGED)
-            values = np.column_stack([self.columns[f"u_{name}"](0, knots) for name in sampled.names])
-            u_time = self.columns["u_time"](0, knots)
-            sampled = replace(sampled, row_size=np.array([knots]), time=u_time, values=values)
-            inputs = replace(inputs, sampled=sampled)
+            clock, values = self.columns["u_time"](0, knots), table("u_", sampled.names, knots)
+            inputs = replace(inputs, sampled=replace(sampled, row_size=np.array([knots]), time=clock, values=values))
         return replace(
-            self.shell,
-            ids=self.ids[:1],
+            first,
             row_size=np.array([rows]),
             time=self.columns["time"](0, rows),
-            outputs=np.column_stack(outputs),
+            outputs=table("y_", first.output_names, rows) if first.output_names else np.zeros((rows, 0)),
+            truth=None if first.truth is None else table("xtrue_", first.state_names, rows),
             inputs=inputs,
-            split=None if self.split is None else self.split[:1],
-            init_window=None if self.init_window is None else self.init_window[:1],
         )
+
+
+def sample_columns(data: Trajectories) -> list[str]:
+    """Names of the variables that have a row for every sample."""
+    names = ["time", *(f"y_{name}" for name in data.output_names)]
+    return names if data.truth is None else [*names, *(f"xtrue_{name}" for name in data.state_names)]
+
+
+def without_samples(data: Trajectories) -> Trajectories:
+    """The trajectories without their samples and knots."""
+    inputs, sampled = data.inputs, data.inputs.sampled
+    if sampled is not None:
+        none = np.zeros_like(sampled.row_size)
+        inputs = replace(
+            inputs, sampled=replace(sampled, row_size=none, time=np.zeros(0), values=sampled.values[:0].copy())
+        )
+    return replace(data.select_rows(np.zeros(data.time.size, bool)), inputs=inputs)
+
+
+class Spool:
+    """Where trajectories go as they come, in slices or parts.
+
+    Parameters
+    ----------
+    count : int
+        Trajectories in all.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.row_size, self.input_rows = np.zeros(count, np.int64), np.zeros(count, np.int64)
+        self.samples: ScratchColumns | None = None
+        self.knots: ScratchColumns | None = None
+
+    def add(self, data: Trajectories, first: int) -> None:
+        """A slice, or a part of one trajectory, the first of which is number `first`."""
+        own, sampled = slice(first, first + len(data)), data.inputs.sampled
+        self.row_size[own] += data.row_size
+        self.samples = self.samples or ScratchColumns(len(sample_columns(data)))
+        self.samples.append(np.column_stack([data.time, data.outputs, *([] if data.truth is None else [data.truth])]))
+        if sampled is not None:
+            self.input_rows[own] += sampled.row_size
+            self.knots = self.knots or ScratchColumns(1 + len(sampled.names))
+            self.knots.append(np.column_stack([sampled.time, sampled.values]))
+
+    def finished(self, bare: Trajectories) -> SpooledTrajectories:
+        """All of them; `bare` is what they have beside samples and knots."""
+        assert self.samples is not None
+        columns = {name: self.samples.column(i) for i, name in enumerate(sample_columns(bare))}
+        if self.knots is not None and bare.inputs.sampled is not None:
+            inputs = ("u_time", *(f"u_{name}" for name in bare.inputs.sampled.names))
+            columns |= {name: self.knots.column(i) for i, name in enumerate(inputs)}
+        return SpooledTrajectories(bare, self.row_size, None if self.knots is None else self.input_rows, columns)
 
 
 @dataclass(frozen=True)

@@ -144,8 +144,13 @@ def cut(trajectories: Trajectories, length: float, stride: float) -> tuple[Traje
     )
     if trajectories.x0 is not None:
         at_start = windows.first == trajectories.offsets[windows.owner]
-        pieces = replace(pieces, x0=np.where(at_start[:, None], trajectories.x0[windows.owner], np.nan))
+        pieces = replace(pieces, x0=known_starts(trajectories.x0[windows.owner], at_start))
     return pieces, left_out(trajectories.ids, trajectories.time.size, windows, length)
+
+
+def known_starts(x0: FloatArray, at_start: NDArray[np.bool_]) -> FloatArray:
+    """The known initial states of windows (W, n): those of the windows at a recording's first sample."""
+    return np.where(at_start[:, None], x0, np.nan)
 
 
 def require_windows(windows: Windows, ids: Sequence[str], length: float, longest: float, time_unit: str) -> None:

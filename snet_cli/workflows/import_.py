@@ -83,7 +83,7 @@ def _needs_slices(paths: Sequence[Path], output: str, common: CommonOptions) -> 
         sizes = [os.path.getsize(path) for path in paths]
     except (SnetError, OSError):
         return False  # reading them says what is wrong
-    if output == "-" or kinds[0] == "own" or sum(sizes) < SMALL:
+    if output == "-" or sum(sizes) < SMALL:
         return False
     needed = sum(COPIES[kind] * size for kind, size in zip(kinds, sizes, strict=True))
     return needed > left(free_memory(common), common)
@@ -137,10 +137,10 @@ def _in_slices(
     require("an import in slices", IN_SLICES)
     data, notes = import_in_slices(paths, options, max_bytes=common.max_bytes, require=require)
     missing = {name: data.samples - count for name, count in data.measured().items()}
-    summary = _summary(data.shell, data.row_size, data.sampling_interval(), missing, data.split, notes, report)
+    summary = _summary(data.bare, data.row_size, data.sampling_interval(), missing, data.bare.split, notes, report)
     if dry_run:
         return {**summary, "dry_run": True}
-    data = replace(data, shell=_with_record(data.shell, paths, options))
+    data = replace(data, bare=_with_record(data.bare, paths, options))
     sha256 = save_content(output, *data.content(display(output)), force)
     return {**summary, "sha256": sha256, "output": output}
 
