@@ -259,8 +259,14 @@ def test_what_does_not_fit_is_refused_with_the_figure(snet: Snet, in_slices: Cal
     in_slices(True)
     Path("r.csv").write_text("\n".join([HEADER, *table(60)[::-1]]))
     np.savez("r.npz", t=np.arange(5), x=np.arange(5), a=np.arange(5), u=np.arange(5), w=np.arange(5))
-    for name, what in (("r.csv", "sorting the 60 rows of 'r' in r.csv by time"), ("r.npz", "reading r.npz, whose")):
-        ran = snet("import", name, "-o", "o.h5", *CHANNELS, "--max-memory", "1kB")
+    shards()
+    for name, what in (
+        ("r.csv", "sorting the 60 rows of 'r' in r.csv by time"),
+        ("r.npz", "reading r.npz, whose"),
+        ("part0.h5", "reading a trajectory of 12 samples in part0.h5"),
+    ):
+        channels = () if name.endswith("h5") else CHANNELS
+        ran = snet("import", name, "-o", "o.h5", *channels, "--max-memory", "1kB")
         assert ran.code == 2
         assert what in ran.err
         assert "of --max-memory" in ran.err

@@ -20,12 +20,12 @@ from snet_cli.data.merge_slices import merged_in_slices
 from snet_cli.data.options import ImportOptions
 from snet_cli.data.recording import ChannelFacts, Recording, Repairs, assemble_one, joined
 from snet_cli.data.recording_parts import assembled_parts, in_time_order
-from snet_cli.data.scratch import NUMBER, Reader, ScratchColumns
+from snet_cli.data.scratch import NUMBER, Reader, Require, ScratchColumns
 from snet_cli.data.splits import assign_split
 from snet_cli.data.spooled import Spool, SpooledTrajectories, without_samples
 from snet_cli.data.table_files import Kind
 from snet_cli.data.table_meaning import Meaning, meaning_of, require_alike, unique_ids
-from snet_cli.data.table_spool import Require, SpooledTables, blocks_of, spool_tables
+from snet_cli.data.table_spool import SpooledTables, blocks_of, spool_tables
 from snet_cli.data.tables import check_numbers, check_thinned, init_windows, kinds_of, refuse_table_flags, request_of
 from snet_cli.data.trajectories import Trajectories
 
@@ -65,7 +65,7 @@ def import_in_slices(
     kinds = kinds_of(paths, max_bytes)
     if kinds[0] == "own":
         refuse_table_flags(o.states, o.inputs, o.time, o.by, o.hold, o.units, o.angle, o.derive)
-        data = merged_in_slices(paths, max_bytes, notes)
+        data = merged_in_slices(paths, max_bytes, require, notes)
     else:
         request = request_of(o.states, o.inputs, o.time, o.by)
         data = _assembled(paths, kinds, request, o, max_bytes, require, notes)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from snet_cli.data.merging import like, merge
+from snet_cli.data.scratch import NUMBER, Require
 from snet_cli.data.spooled import Spool, SpooledTrajectories, without_samples
 from snet_cli.data.storage import display
 from snet_cli.data.table_meaning import unique_ids
@@ -16,19 +17,26 @@ from snet_cli.data.trajectory_rules import missing_channel
 from snet_cli.data.trajectory_slices import SLICE_SAMPLES, joined, open_slices
 from snet_cli.errors import DataError
 
+COPIES = 4.5
+"""Memory that a trajectory takes while it is copied, in copies of its numbers: at least one is read at a time."""
 
-def merged_in_slices(paths: Sequence[Path], max_bytes: int, notes: list[str]) -> SpooledTrajectories:
+
+def merged_in_slices(paths: Sequence[Path], max_bytes: int, require: Require, notes: list[str]) -> SpooledTrajectories:
     """All trajectories of the files, their samples on scratch.
 
     Raises
     ------
     DataError
         If a file is damaged or senseless, or its channels are not those of the first.
+    UsageError
+        If a single trajectory does not fit into the memory.
     """
     shells, ids, longer = [], [], []
     for path in paths:
         with open_slices(path, max_bytes=max_bytes) as file:
             shells.append(file.shell)
+            longest, numbers = file.longest()
+            require(f"reading a trajectory of {longest} samples in {path}", COPIES * NUMBER * numbers)
             own = [name.decode("utf-8", "replace") for name in file.content.arrays["trajectory"].read().tolist()]
         ids += own
         longer += [f"{path.stem}-{name}" for name in own]

@@ -22,6 +22,9 @@ IntArray = NDArray[np.int64]
 Reader = Callable[[int, int], FloatArray]
 """Gives the entries ``begin:end`` of a column."""
 
+Require = Callable[[str, float], None]
+"""Refuses work (its name, and the bytes that it takes) for which there is no memory."""
+
 NUMBER = 8
 """Bytes of a float64."""
 

@@ -6,7 +6,7 @@ the disk, each block's rows put where they belong. NPZ and MAT files can only be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from snet_cli.data.channel_spec import Request
 from snet_cli.data.recording import Recording
-from snet_cli.data.scratch import ScratchRows
+from snet_cli.data.scratch import Require, ScratchRows
 from snet_cli.data.table_arrays import read_arrays
 from snet_cli.data.table_csv import CsvTable, Labels, encoding_of, open_table, text_of, without_label
 from snet_cli.data.table_files import Kind, read_bytes, unreadable
@@ -26,9 +26,6 @@ from snet_cli.data.table_npz import open_npz
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]
-
-Require = Callable[[str, float], None]
-"""Refuses work (its name, and the bytes that it takes) for which there is no memory."""
 
 ARRAY_COPIES = 6.0
 """Memory that an NPZ or MAT file takes, in bytes per byte of the file: packed numbers, arrays, and copies of them."""

@@ -134,6 +134,14 @@ class TrajectorySlices:
             begin = stop
         return found
 
+    def longest(self) -> tuple[int, int]:
+        """Samples of the longest trajectory, and the most numbers that any has in samples and knots together."""
+        of_samples = sum(name == "time" or name.startswith(("y_", "xtrue_")) for name in self.content.arrays)
+        numbers = of_samples * self._rows
+        if self._input_rows is not None:
+            numbers = numbers + (1 + len(self.shell.inputs.names)) * self._input_rows
+        return int(self._rows.max()), int(numbers.max())
+
     def whole(self) -> Trajectories:
         """All that count, in memory."""
         return joined([self.read(begin, end) for begin, end in self.cuts()])

@@ -77,16 +77,31 @@ def import_(
 
 
 def _needs_slices(paths: Sequence[Path], output: str, common: CommonOptions) -> bool:
-    """Whether the import does not fit into the memory in one piece; judged by the sizes of the files alone."""
+    """Whether the import does not fit into the memory in one piece; judged by the sizes of the files alone.
+
+    Raises
+    ------
+    UsageError
+        If it does not, and standard output has to take it in one piece.
+    """
     try:
         kinds = kinds_of(paths, common.max_bytes)
         sizes = [os.path.getsize(path) for path in paths]
     except (SnetError, OSError):
         return False  # reading them says what is wrong
-    if output == "-" or sum(sizes) < SMALL:
+    if sum(sizes) < SMALL:
         return False
     needed = sum(COPIES[kind] * size for kind, size in zip(kinds, sizes, strict=True))
-    return needed > left(free_memory(common), common)
+    large = needed > left(free_memory(common), common)
+    if large and output == "-":
+        _require("an import in one piece", needed, common, "Use -o FILE.h5, which is written in slices.")
+    return large
+
+
+def _require(what: str, needed: float, common: CommonOptions, hint: str) -> None:
+    """Refuse what does not fit beside what the program has."""
+    own = resident() if common.max_memory is not None else 0.0  # what the machine has left is left already
+    require_memory(what, needed + own, common, hint)
 
 
 def _in_one_piece(
@@ -131,8 +146,7 @@ def _in_slices(
     report.detail("the recordings are read and written in slices: they are more than the memory holds at once.")
 
     def require(what: str, needed: float) -> None:
-        own = resident() if common.max_memory is not None else 0.0  # what the machine has left is left already
-        require_memory(what, needed + own, common, SMALLER)
+        _require(what, needed, common, SMALLER)
 
     require("an import in slices", IN_SLICES)
     data, notes = import_in_slices(paths, options, max_bytes=common.max_bytes, require=require)
