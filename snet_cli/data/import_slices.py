@@ -156,9 +156,7 @@ def _parts(
         size = SORT_COPIES * NUMBER * one.size * one.store.width
         source = tables.heads[one.head].source
         require(f"sorting the {one.size} rows of '{name}' in {source} by time, which they are not,", size)
-        blocks = [(0, one.size)]
-        whole = rows(0, one.size)
-        found = iter([assemble_one(whole, meaning.hold, repairs)])
+        found = iter([assemble_one(rows(0, one.size), meaning.hold, repairs)])
     else:
         found = assembled_parts(((rows(b, e), e == one.size) for b, e in blocks), meaning.hold, repairs)
     head = rows(0, 0)

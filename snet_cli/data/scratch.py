@@ -6,6 +6,7 @@ process, whatever ends it.
 
 from __future__ import annotations
 
+import io
 import os
 import tempfile
 import weakref
@@ -41,37 +42,37 @@ class _File:
     def __init__(self) -> None:
         try:
             with tempfile.TemporaryFile(buffering=0) as file:
-                self._descriptor = os.dup(file.fileno())
+                descriptor = os.dup(file.fileno())
         except OSError as problem:
             raise no_scratch(problem) from None
-        weakref.finalize(self, os.close, self._descriptor)
+        weakref.finalize(self, os.close, descriptor)
+        self._file = io.FileIO(descriptor, "r+", closefd=False)
 
     def read(self, first: int, count: int) -> FloatArray:
         """Numbers from the `first` on."""
         values = np.empty(count)
         view = memoryview(values.data).cast("B")
-        at = first * NUMBER
+        self._file.seek(first * NUMBER)
         while view:
-            done = os.preadv(self._descriptor, [view[:AT_ONCE]], at)
-            if done == 0:
+            done = self._file.readinto(view[:AT_ONCE])
+            if not done:
                 raise EOFError("a temporary file is shorter than what was written to it")
-            view, at = view[done:], at + done
+            view = view[done:]
         return values
 
     def write(self, first: int, values: FloatArray) -> None:
         """Put numbers there."""
         view = memoryview(np.ascontiguousarray(values, np.float64).reshape(-1).data).cast("B")
-        at = first * NUMBER
         try:
+            self._file.seek(first * NUMBER)
             while view:
-                done = os.pwrite(self._descriptor, view[:AT_ONCE], at)
-                view, at = view[done:], at + done
+                view = view[self._file.write(view[:AT_ONCE]) :]
         except OSError as problem:
             raise no_scratch(problem) from None
 
     def truncate(self, count: int) -> None:
         """Give the room of all further numbers back."""
-        os.ftruncate(self._descriptor, count * NUMBER)
+        self._file.truncate(count * NUMBER)
 
 
 class ScratchRows:
@@ -164,22 +165,33 @@ def median(parts: Callable[[], Iterable[FloatArray]]) -> float:
     As `numpy.median`, to the last bit: positive floats are ordered as their bits are, so that the number in the middle
     is found from its leading bits on, `DIGIT` at a time.
     """
-    count = sum(part.size for part in parts())
+    count, low, high = 0, np.inf, 0.0
+    for part in parts():
+        count += part.size
+        low, high = min(low, float(part.min(initial=np.inf))), max(high, float(part.max(initial=0.0)))
     if count == 0:
         return 0.0
+    if low == high:
+        return low
     wanted = (count - 1) // 2
-    known, below = np.uint64(0), 0  # leading bits of the number wanted, and how many numbers are smaller than these say
-    for shift in range(64 - DIGIT, -1, -DIGIT):
+    ends_of_range = np.array([low, high]).view(np.uint64)
+    differ = int(ends_of_range[0] ^ ends_of_range[1]).bit_length()  # bits before these are those of all numbers
+    shift = (differ - 1) // DIGIT * DIGIT
+    known, below = int(ends_of_range[0]) >> (shift + DIGIT), 0  # leading bits, and how many numbers are smaller
+    while True:
         counts = np.zeros(1 << DIGIT, np.int64)
         for part in parts():
             bits = part.view(np.uint64) >> np.uint64(shift)
-            digits = bits[bits >> np.uint64(DIGIT) == known] if shift < 64 - DIGIT else bits
-            counts += np.bincount((digits & np.uint64((1 << DIGIT) - 1)).astype(np.int64), minlength=1 << DIGIT)
+            own = bits[(bits >> np.uint64(DIGIT)) == np.uint64(known)] & np.uint64((1 << DIGIT) - 1)
+            counts += np.bincount(own.astype(np.int64), minlength=1 << DIGIT)
         ends = below + np.cumsum(counts)
         digit = int(np.searchsorted(ends, wanted, side="right"))
         below = int(ends[digit] - counts[digit])
-        known = (known << np.uint64(DIGIT)) | np.uint64(digit)
-    lower = float(np.array([known]).view(np.float64)[0])
+        known = known << DIGIT | digit
+        if shift == 0:
+            break
+        shift -= DIGIT
+    lower = float(np.array([known], np.uint64).view(np.float64)[0])
     if count % 2 or below + counts[digit] > wanted + 1:
         return lower
     upper = min(float(part[part > lower].min(initial=np.inf)) for part in parts())

@@ -37,8 +37,6 @@ SERIES_COPIES = 3
 SIMULATED_COPIES, FORECAST_COPIES = 13, 22
 """Numbers kept per sample and state by `simulate` and by `evaluate`: samples, truth, stages, the file's image."""
 
-__all__ = ["free_memory", "left", "require_memory", "resident"]
-
 ONE = Place()
 """A process that is alone."""
 
@@ -122,3 +120,6 @@ def _widths(options: ModelOptions, space: StateSpace) -> Sequence[int]:
     """Widths of the layers: what goes in, hidden ones, and what comes out; of a user's model the ends."""
     hidden = getattr(options, "hidden", [])
     return [len(space.states) + len(space.inputs), *hidden, len(space.states)]
+
+
+__all__ = ["free_memory", "left", "require_memory", "resident"]
