@@ -13,7 +13,7 @@ from snet_cli.cli import main as program
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.trajectory_file import save_trajectories
 from snet_cli.errors import UsageError
-from snet_cli.workflows import memory
+from snet_cli.workflows import memory, memory_limits
 from tests.command import Snet
 from tests.training_cases import spirals
 
@@ -53,7 +53,7 @@ def test_the_smallest_limit_is_the_one_that_is_named(monkeypatch: pytest.MonkeyP
         "/sys/fs/cgroup/mine/memory.current": "1500000000\n",
         "/sys/fs/cgroup/mine/memory.stat": "anon 5\ninactive_file 100000000\n",
     }
-    monkeypatch.setattr(memory, "_read", lambda path: files.get(str(path), ""))
+    monkeypatch.setattr(memory_limits, "_read", lambda path: files.get(str(path), ""))
     names = ["this process's group (cgroup) has left", "limit on address space (ulimit -v) leaves", "this machine has"]
     sizes = ["600 MB", "1.05 GB", "3.07 GB"]
     monkeypatch.setattr(resource, "getrlimit", lambda kind: (2**31 - 73741824, 0))

@@ -27,7 +27,7 @@ from snet_cli.data.trajectory_slices import open_slices
 from snet_cli.errors import DataError, OutputError
 from snet_cli.simulation.simulate import simulate
 from snet_cli.training import blocks
-from snet_cli.workflows import evaluate_slices, memory, simulate_slices, sliced_data, slices_setup
+from snet_cli.workflows import forecast_plan, memory, simulate_slices, sliced_data, slices_setup
 from tests.children import leftovers, limit_file_size, run_child
 from tests.command import Snet
 from tests.teams import together
@@ -71,7 +71,7 @@ def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sliced_data, "NUMBERS_AT_LEAST", 0)
     monkeypatch.setattr(sliced_data, "FIT_COPIES", 1e12)
     monkeypatch.setattr(slices_setup, "WORKING_ROOM", 0.0)
-    monkeypatch.setattr(evaluate_slices, "FORECAST_SAMPLES", 100)
+    monkeypatch.setattr(forecast_plan, "FORECAST_SAMPLES", 100)
     monkeypatch.setattr(memory, "of_forecasts", lambda times, states: 1e30)
 
 
@@ -140,18 +140,6 @@ def test_a_simulation_in_slices_is_the_one_in_one_piece(snet: Snet, monkeypatch:
     assert [member.code for member in together(2, *words, "team.h5")] == [0, 0]
     assert_same(load_trajectories("team.h5"), load_trajectories("a.h5"))
     assert leftovers() == []
-
-
-def test_an_import_in_slices_is_the_one_in_one_piece(snet: Snet, monkeypatch: pytest.MonkeyPatch) -> None:
-    for number in range(7):
-        rows = "".join(f"{k / 10},{np.sin(k / 10 + number)},{k % 4}\n" for k in range(30 + 5 * number))
-        Path(f"r{number}.csv").write_text(f"time,x,u\n{rows}")
-    words = ("import", *(f"r{number}.csv" for number in range(7)), "--states", "x", "--inputs", "u", "-o")
-    assert snet(*words, "whole.h5").code == 0
-    monkeypatch.setattr(slice_writer, "LARGE", 1)
-    monkeypatch.setattr(slice_writer, "SLICE_NUMBERS", 100)
-    assert snet(*words, "sliced.h5").code == 0
-    assert_same(load_trajectories("sliced.h5"), load_trajectories("whole.h5"))
 
 
 @pytest.mark.parametrize("name", ["y_vx", "time", "uf_tau_cos", "x0_phi"])
@@ -422,8 +410,8 @@ def test_an_evaluation_in_slices_is_the_one_in_one_piece(
 def test_what_needs_all_forecasts_is_refused_in_slices(snet: Snet, small_slices: None) -> None:
     save_trajectories("a.h5", recordings())
     assert snet(*FIT, "m.h5").code == 0
-    ran = snet("evaluate", "m.h5", "a.h5", "--plot", "pictures")
+    ran = snet("evaluate", "m.h5", "a.h5", "--relaxed")
     assert ran.code == 2
-    assert "do not fit into the memory at once, as --plot needs them" in ran.err
+    assert "do not fit into the memory at once, as --relaxed needs them" in ran.err
     chosen = snet("evaluate", "m.h5", "a.h5", "--split", "valid", "--json")
     assert chosen.json["trajectories"] == 4

@@ -16,7 +16,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,9 @@ Value = str | int | float | NDArray[Any]
 FileError = type[DataError | CheckpointError]
 
 CHUNK_BYTES = 1 << 20
+CHUNKS_AT_A_TIME = 4
+"""Chunks of an array that is not in memory: those that are read and written together."""
+
 MAX_TEXT = 60_000
 """Bytes of text in an attribute; HDF5 can hold 64 kB."""
 
@@ -67,7 +70,7 @@ class Array:
     dimensions : tuple of str
         Names of the dimension scales; given on writing only.
     rows : callable, optional
-        Gives the entries ``begin:end`` of the first axis; known of files only.
+        Gives the entries ``begin:end`` of the first axis; for values that are not in memory.
     """
 
     shape: tuple[int, ...]
@@ -89,6 +92,10 @@ class Array:
         """Values in memory, to be written."""
         array = np.asarray(values)
         return cls(array.shape, array.dtype, attributes or {}, lambda: array, True, dimensions)
+
+    def elsewhere(self, count: int, rows: Callable[[int, int], NDArray[Any]]) -> Array:
+        """The same array with `count` entries that are read a range at a time when they are written."""
+        return replace(self, shape=(count, *self.shape[1:]), rows=rows, read=lambda: rows(0, count))
 
 
 @dataclass(frozen=True)
@@ -264,33 +271,46 @@ def to_json(value: Any) -> str:
 
 
 def encode(content: Content, dimensions: Mapping[str, int] | None = None) -> bytes:
-    """The bytes of an HDF5 file that holds this content.
+    """The bytes of an HDF5 file that holds this content (see `write_content`)."""
+    with h5py.File.in_memory(libver=("v110", "v110")) as file:
+        write_content(file, content, dimensions)
+        file.flush()
+        image: bytes = file.id.get_file_image()
+    return image
+
+
+def write_content(
+    file: h5py.File,
+    content: Content,
+    dimensions: Mapping[str, int] | None = None,
+    reserve: Callable[[int], None] = lambda size: None,
+) -> None:
+    """Write content into an empty file: in memory or on the disk, from memory or not, always the same bytes.
 
     Parameters
     ----------
     content : Content
-        Written in the order given. Arrays without `Array.dimensions` get no scales.
+        Written in the order given. Arrays without `Array.dimensions` get no scales; those with `Array.rows` are read
+        and written a range at a time.
     dimensions : mapping of str to int, optional
         Dimension scales by name, with their lengths.
+    reserve : callable
+        Called with the bytes that will be written next, at most.
     """
     attributes = {k: v for k, v in content.attributes.items() if not is_long(v)}
     spilled = {k: str(v).encode() for k, v in content.attributes.items() if is_long(v)}
-    with h5py.File.in_memory(libver=("v110", "v110")) as file:
-        write_attributes(file, attributes)
-        for name, size in (dimensions or {}).items():
-            _write_scale(file, name, size)
-        for name, text in spilled.items():
-            values = np.frombuffer(text, np.uint8)
-            scale = f"{name}_bytes"
-            if dimensions is not None:
-                _write_scale(file, scale, values.size)
-            scales = (scale,) if dimensions is not None else ()
-            _write_array(file, f"{name}_text", Array.of(values, scales, {"snet_attribute": name}))
-        for name, array in content.arrays.items():
-            _write_array(file, name, array)
-        file.flush()
-        image: bytes = file.id.get_file_image()
-    return image
+    write_attributes(file, attributes)
+    for name, size in (dimensions or {}).items():
+        _write_scale(file, name, size, reserve)
+    for name, text in spilled.items():
+        values = np.frombuffer(text, np.uint8)
+        scale = f"{name}_bytes"
+        if dimensions is not None:
+            _write_scale(file, scale, values.size, reserve)
+        scales = (scale,) if dimensions is not None else ()
+        _write_array(file, f"{name}_text", Array.of(values, scales, {"snet_attribute": name}), reserve)
+    for name, array in content.arrays.items():
+        _write_array(file, name, array, reserve)
 
 
 def is_long(value: Value) -> bool:
@@ -298,32 +318,39 @@ def is_long(value: Value) -> bool:
     return isinstance(value, str) and len(value.encode()) > MAX_TEXT
 
 
-def _write_scale(file: h5py.File, name: str, size: int) -> None:
+def _write_scale(file: h5py.File, name: str, size: int, reserve: Callable[[int], None]) -> None:
     """A dimension scale; its values mean nothing but are written, so that every chunk is there."""
-    _create(file, name, np.zeros(size, np.int8)).make_scale(DIMENSION_ONLY.format(size=size))
+    zeros = Array.of(np.zeros(0, np.int8)).elsewhere(size, lambda begin, end: np.zeros(end - begin, np.int8))
+    _create(file, name, zeros, reserve).make_scale(DIMENSION_ONLY.format(size=size))
 
 
-def _write_array(file: h5py.File, name: str, array: Array) -> None:
-    values = array.read()
+def _write_array(file: h5py.File, name: str, array: Array, reserve: Callable[[int], None]) -> None:
     attributes = dict(array.attributes)
-    if values.ndim == 0:
-        values = values.reshape(1)
+    if array.shape == ():
+        array = Array.of(array.read().reshape(1), array.dimensions)
         attributes["snet_scalar"] = 1
-    dataset = _create(file, name, values)
+    dataset = _create(file, name, array, reserve)
     for axis, scale in enumerate(array.dimensions):
         dataset.dims[axis].attach_scale(file[scale])
     write_attributes(dataset, attributes)
 
 
-def _create(file: h5py.File, name: str, values: NDArray[Any]) -> h5py.Dataset:
-    if values.dtype.kind in "iuf":
-        values = values.astype(values.dtype.newbyteorder("<"), copy=False)
-    if values.size == 0:
-        return file.create_dataset(name, data=values, track_times=False)
-    chunks = chunk_shape(values.shape, values.dtype.itemsize)
-    return file.create_dataset(
-        name, data=values, chunks=chunks, shuffle=True, compression=4, fletcher32=True, track_times=False
+def _create(file: h5py.File, name: str, array: Array, reserve: Callable[[int], None]) -> h5py.Dataset:
+    """A data set with its values. The caller drops it before the next one is made: HDF5 places it when it is closed."""
+    dtype = array.dtype.newbyteorder("<") if array.dtype.kind in "iuf" else array.dtype
+    if 0 in array.shape:
+        return file.create_dataset(name, data=array.read().astype(dtype, copy=False), track_times=False)
+    chunks = chunk_shape(array.shape, dtype.itemsize)
+    dataset = file.create_dataset(
+        name, array.shape, dtype, chunks=chunks, shuffle=True, compression=4, fletcher32=True, track_times=False
     )
+    count = array.shape[0]
+    step = count if array.rows is None else chunks[0] * CHUNKS_AT_A_TIME
+    for begin in range(0, count, step):
+        values = array.between(begin, min(begin + step, count)).astype(dtype, copy=False)
+        reserve(values.nbytes)
+        dataset[begin : begin + len(values)] = values
+    return dataset
 
 
 def chunk_shape(shape: tuple[int, ...], itemsize: int) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
-"""The rows of a CSV file as numbers, only of the columns asked for.
+"""The rows of a CSV file as numbers, only of the columns asked for, a block of rows at a time.
 
-There are two ways to the same numbers: plain files go through NumPy's own parser (a million rows in two seconds);
-whatever that declines (quotes, comments, words) goes cell by cell, a block of rows at a time, which also
-finds the line of an error.
+There are two ways to the same numbers: plain blocks go through NumPy's own parser (a million rows in two seconds);
+from the first block on that this declines (quotes, comments, words) the file goes cell by cell, which also finds the
+line of an error.
 """
 
 from __future__ import annotations
@@ -12,9 +12,9 @@ import io
 import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,8 +28,8 @@ IntArray = NDArray[np.int64]
 MISSING = frozenset({"", "na", "n/a", "#n/a", "nan", "null", "none"})
 """Cells, in lower case, that mean: not measured."""
 
-BLOCK_CELLS = 1_000_000
-"""Cells split at a time: about 60 MB of Python strings."""
+BLOCK_ROWS, BLOCK_CELLS = 50_000, 1_000_000
+"""Rows and cells split at a time, at most: about 60 MB of Python strings."""
 
 DECIMAL_COMMA = re.compile(r"[+-]?\d*,\d+([eE][+-]?\d+)?|[+-]?\d+,([eE][+-]?\d+)?")
 
@@ -69,57 +69,67 @@ class Layout:
     input_names: tuple[str, ...]
 
 
-def read_rows(text: str, start: int, layout: Layout) -> tuple[IntArray, FloatArray, list[str]]:
-    """Line numbers (K,), values (K, columns) and labels (K, or none) of all rows below line `start`."""
-    stream = io.StringIO(text, newline="")
-    for _ in range(start):
-        stream.readline()
-    body = stream.read().replace("\r\n", "\n").rstrip("\n")
-    plain = _plain_rows(body, layout)
-    if plain is not None:
-        by = layout.by
-        labels = [] if by is None else [line.split(layout.delimiter)[by.position] for line in body.split("\n")]
-        return np.arange(start + 1, start + 1 + plain.shape[0], dtype=np.int64), plain, labels
-    stream.seek(0)
-    for _ in range(start):
-        stream.readline()
-    reader = csv.reader(stream, delimiter=layout.delimiter, strict=True)
+class Rows(NamedTuple):
+    """A block of rows: their line numbers (K,), values (K, columns), and labels (K, or none without `Layout.by`)."""
+
+    lines: IntArray
+    values: FloatArray
+    labels: list[str]
+
+
+def read_rows(stream: TextIO, start: int, layout: Layout) -> Iterator[Rows]:
+    """All rows of a text that was read up to and with line `start`, in blocks; the text keeps its line ends."""
+    size = max(1, min(BLOCK_ROWS, BLOCK_CELLS // layout.width))
+    at = start
+    while True:
+        block = list(islice(stream, size))
+        if not block:
+            return
+        found = _plain_rows("".join(block), at, layout, len(block) < size)
+        if found is None:
+            yield from _by_cells(chain(block, stream), at, layout)
+            return
+        yield found
+        at += len(block)
+
+
+def _by_cells(text: Iterator[str], start: int, layout: Layout) -> Iterator[Rows]:
+    """The rows cell by cell."""
+    reader = csv.reader(text, delimiter=layout.delimiter, strict=True)
     indices = [column.position for column in layout.columns] + ([] if layout.by is None else [layout.by.position])
     pick: Callable[[list[str]], Any] = itemgetter(*indices)
-    lines: list[IntArray] = []
-    blocks: list[FloatArray] = []
-    labels = []
-    for block_lines, rows in _blocks(reader, start, layout):
+    for lines, rows in _blocks(reader, start, layout):
         columns = list(zip(*map(pick, rows), strict=True))
-        if layout.by is not None:
-            labels += columns.pop()
+        labels = [] if layout.by is None else list(columns.pop())
         cells = zip(columns, layout.columns, strict=True)
-        blocks.append(np.stack([_numbers(c, column, block_lines, layout) for c, column in cells], axis=1))
-        lines.append(block_lines)
-    if not blocks:
-        return np.zeros(0, np.int64), np.zeros((0, len(layout.columns))), []
-    return np.concatenate(lines), np.concatenate(blocks), labels
+        yield Rows(lines, np.stack([_numbers(c, column, lines, layout) for c, column in cells], axis=1), labels)
 
 
-def _plain_rows(body: str, layout: Layout) -> FloatArray | None:
-    """All values by NumPy's parser, (K, columns); None if the text holds anything but numbers and empty cells.
+def _plain_rows(text: str, start: int, layout: Layout, at_end: bool) -> Rows | None:
+    """All rows by NumPy's parser; None if the text holds anything but numbers and empty cells.
 
     The parser looks only at the columns asked for, so that the number of cells of every row is checked first.
     """
     mark = layout.delimiter
+    body = text.replace("\r\n", "\n")
+    body = body.rstrip("\n") if at_end else body.removesuffix("\n")
     if not body or any(other in body for other in '"#\r'):
         return None
-    if {line.count(mark) for line in body.split("\n")} != {layout.width - 1}:
+    rows = body.split("\n")
+    if {row.count(mark) for row in rows} != {layout.width - 1} or "" in rows:
         return None
-    if mark == "\t":  # NumPy strips white space, tabs too, before it looks for empty cells
-        return None if " " in body or "," in body else _parse(body.replace("\t", ","), ",", layout)
-    return _parse(body, mark, layout)
+    if mark != "\t":
+        values = _parse(body, mark, layout)
+    else:  # NumPy strips white space, tabs too, before it looks for empty cells
+        values = None if " " in body or "," in body else _parse(body.replace("\t", ","), ",", layout)
+    if values is None:
+        return None
+    labels = [] if layout.by is None else [row.split(mark)[layout.by.position] for row in rows]
+    return Rows(np.arange(start + 1, start + 1 + len(values), dtype=np.int64), values, labels)
 
 
 def _parse(body: str, mark: str, layout: Layout) -> FloatArray | None:
     """`numpy.loadtxt` with the empty cells spelled out."""
-    if layout.width == 1 and "\n\n" in body:
-        return None
     body = f"\n{body}\n"
     for _ in range(2):  # two empty cells in a row share a delimiter
         body = body.replace(mark + mark, f"{mark}nan{mark}")
@@ -134,7 +144,7 @@ def _parse(body: str, mark: str, layout: Layout) -> FloatArray | None:
 
 def _blocks(reader: Any, start: int, layout: Layout) -> Iterator[tuple[IntArray, list[list[str]]]]:
     """Blocks of rows of the right width with their line numbers; blank lines and comments are left out."""
-    size = max(1, min(50_000, BLOCK_CELLS // layout.width))
+    size = max(1, min(BLOCK_ROWS, BLOCK_CELLS // layout.width))
     while True:
         before = reader.line_num
         rows: list[list[str]] = []

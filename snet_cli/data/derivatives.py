@@ -41,6 +41,10 @@ class Rate(NamedTuple):
     values: FloatArray
     window: int
 
+    def note(self, name: str, of: str) -> str:
+        """A sentence on how they were found."""
+        return f"'{name}' is the slope of cubics through {self.window} samples of '{of}' each."
+
 
 class LocalFit(NamedTuple):
     """Slope at each sample, and the error of predicting the sample from its neighbours (NaN if not possible)."""
@@ -49,8 +53,36 @@ class LocalFit(NamedTuple):
     prediction_error: FloatArray
 
 
-def unwrap_angle(trajectories: Trajectories, name: str, degrees: bool) -> Trajectories:
-    """An output in rad, without jumps of 2π inside a trajectory, missing samples skipped; `degrees`: it is in °."""
+class Turns:
+    """The jumps of 2π that were taken out of an angle so far, while it comes in one part after the other.
+
+    As `numpy.unwrap`, to the last bit, whatever the parts are.
+    """
+
+    def __init__(self) -> None:
+        self.last, self.correction = np.nan, 0.0
+
+    def without(self, angle: FloatArray) -> FloatArray:
+        """The next part, in rad, without jumps."""
+        if angle.size == 0:
+            return angle
+        step = np.diff(angle, prepend=angle[0] if np.isnan(self.last) else self.last)
+        small = np.mod(step + np.pi, 2 * np.pi) - np.pi
+        small[(small == -np.pi) & (step > 0)] = np.pi
+        change = np.where(np.abs(step) < np.pi, 0.0, small - step)
+        correction = np.cumsum(np.concatenate([[self.correction], change]))[1:]
+        self.last, self.correction = float(angle[-1]), float(correction[-1])
+        return angle + correction
+
+
+def unwrap_angle(trajectories: Trajectories, name: str, degrees: bool, turns: Turns | None = None) -> Trajectories:
+    """An output in rad, without jumps of 2π inside a trajectory, missing samples skipped; `degrees`: it is in °.
+
+    Parameters
+    ----------
+    turns : Turns, optional
+        Those of the part before, where this is a part of one trajectory.
+    """
     column = trajectories.output_names.index(name)
     outputs = trajectories.outputs.copy()
     if degrees:
@@ -58,7 +90,7 @@ def unwrap_angle(trajectories: Trajectories, name: str, degrees: bool) -> Trajec
     for first, stop in zip(trajectories.offsets[:-1], trajectories.offsets[1:], strict=True):
         values = outputs[first:stop, column]  # a view
         measured = np.isfinite(values)
-        values[measured] = np.unwrap(values[measured])
+        values[measured] = (turns or Turns()).without(values[measured])
     return replace(trajectories, outputs=outputs, units={**trajectories.units, name: "rad"})
 
 
@@ -66,16 +98,20 @@ def add_rate(trajectories: Trajectories, name: str, of: str) -> tuple[Trajectori
     """A new output, the rate of the output `of`, and a note on how it was found."""
     column = trajectories.output_names.index(of)
     rate = local_rate(trajectories.time, trajectories.outputs[:, column], trajectories.row_size)
+    return with_rate(trajectories, name, of, rate.values), rate.note(name, of)
+
+
+def with_rate(trajectories: Trajectories, name: str, of: str, values: FloatArray) -> Trajectories:
+    """The trajectories with a new output, these rates (obs,) of the output `of`."""
     unit = trajectories.units.get(of, "")
     names = (*trajectories.output_names, name)
-    derived = replace(
+    return replace(
         trajectories,
-        outputs=np.column_stack([trajectories.outputs, rate.values]),
+        outputs=np.column_stack([trajectories.outputs, values]),
         output_names=names,
         state_names=names,
         units={**trajectories.units, name: f"{unit}/{trajectories.time_unit}" if unit else ""},
     )
-    return derived, f"'{name}' is the slope of cubics through {rate.window} samples of '{of}' each."
 
 
 def local_rate(time: FloatArray, values: FloatArray, row_size: IntArray) -> Rate:
@@ -124,16 +160,19 @@ def _stretches(time: FloatArray, owner: IntArray) -> IntArray:
 
 def _fit_stretches(time: FloatArray, values: FloatArray, stretch: IntArray, size: int, rows: IntArray) -> LocalFit:
     """Local fits at `rows` with windows of `size` samples, or all of a stretch that has fewer."""
-    length = np.bincount(stretch, minlength=1)
-    first = (np.cumsum(length) - length)[stretch[rows]]
-    length = length[stretch[rows]]
-    window = np.minimum(size, length)
-    begin = np.clip(rows - window // 2, first, first + length - window)
+    lengths = np.bincount(stretch, minlength=1)
+    firsts = np.cumsum(lengths) - lengths
     slope, error = np.full(rows.size, np.nan), np.full(rows.size, np.nan)
-    for width in np.unique(window[window >= 2]):
-        places = np.flatnonzero(window == width)
-        for part in np.array_split(places, -(-places.size // BLOCK)):
-            slope[part], error[part] = _local_fit(time, values, rows[part], begin[part], int(width))
+    for at in range(0, rows.size, BLOCK):
+        part = slice(at, at + BLOCK)
+        own = rows[part]
+        first, length = firsts[stretch[own]], lengths[stretch[own]]
+        window = np.minimum(size, length)
+        begin = np.clip(own - window // 2, first, first + length - window)
+        for width in np.unique(window[window >= 2]):
+            places = np.flatnonzero(window == width)
+            fit = _local_fit(time, values, own[places], begin[places], int(width))
+            slope[at + places], error[at + places] = fit
     return LocalFit(slope, error)
 
 

@@ -71,6 +71,37 @@ def merge(files: Sequence[Trajectories], sources: Sequence[str], ids: Sequence[s
     return merged, notes
 
 
+def like(data: Trajectories, whole: Trajectories) -> Trajectories:
+    """Some trajectories of one of the files that were merged into `whole`, with what all of it has."""
+    count, system = len(data), data.system or {}
+    parameters = {
+        name: data.parameters[name] if name in data.parameters else np.full(count, float(system[name]))
+        for name in whole.parameters
+    }
+    inputs = data.inputs
+    if inputs.fourier is not None and whole.inputs.fourier is not None:
+        inputs = replace(inputs, fourier=_merge_fourier([whole.inputs.fourier, inputs.fourier]))
+    return replace(
+        data,
+        inputs=inputs,
+        units=whole.units,
+        noise_std=whole.noise_std,
+        truth=None if whole.truth is None else data.truth,
+        x0=_or_filled(data.x0, whole.x0, count, np.nan),
+        split=_or_filled(data.split, whole.split, count, 0),
+        init_window=_or_filled(data.init_window, whole.init_window, count, 0),
+        parameters=parameters,
+        system=whole.system,
+    )
+
+
+def _or_filled(own: NDArray[Any] | None, of_all: NDArray[Any] | None, count: int, value: float) -> Any:
+    """The trajectories' own array, or one of this value where only other files have it."""
+    if own is not None or of_all is None:
+        return own
+    return np.full((count, *of_all.shape[1:]), value, of_all.dtype)
+
+
 def merge_systems(
     files: Sequence[Trajectories], notes: list[str]
 ) -> tuple[dict[str, Any] | None, dict[str, FloatArray]]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,12 +66,39 @@ class Recording:
         return f"{self.source}, {self.row_word} {int(self.rows[row])}"
 
 
-@dataclass
-class InputRepairs:
-    """How often missing inputs were filled, so that the user hears it once and not once per recording."""
+class Assembled(NamedTuple):
+    """What a trajectory has of a recording: samples (K',) and (K', d), its inputs' clock (k,) and values (k, m)."""
 
+    time: FloatArray
+    outputs: FloatArray
+    clock: FloatArray
+    inputs: FloatArray
+
+
+@dataclass
+class Repairs:
+    """What was done to recordings, so that the user hears it once and not once per recording."""
+
+    unsorted: int = 0
+    unmeasured: int = 0
     cells: int = 0
     recordings: int = 0
+
+    def notes(self) -> list[str]:
+        """Sentences for the user."""
+        notes = []
+        if self.unsorted:
+            notes.append(f"sorted the rows of {_counted(self.unsorted, 'recording')} by time.")
+        if self.unmeasured:
+            notes.append(
+                f"{_counted(self.unmeasured, 'row')} without any state value: their inputs are kept, not their times."
+            )
+        if self.cells:
+            notes.append(
+                f"filled {_counted(self.cells, 'missing input value')} in {_counted(self.recordings, 'recording')}: "
+                "zoh inputs keep the value before, linear and cubic ones are interpolated, the ends are held."
+            )
+        return notes
 
 
 def assemble(
@@ -95,53 +123,76 @@ def assemble(
         For a time that is not finite or stands twice, an infinite value, a recording with fewer than two samples, a
         channel or an input without any value. The message names the file and the row.
     """
-    notes: list[str] = []
-    repairs = InputRepairs()
-    unsorted = unmeasured = 0
-    samples, clocks = [], []
-    for recording in recordings:
-        order = time_order(recording)
-        unsorted += not np.array_equal(order, np.arange(order.size))
-        time, outputs = recording.time[order], recording.outputs[order]
-        measured = np.isfinite(outputs).any(axis=1)
-        unmeasured += int(np.sum(~measured))
-        _check_length(recording, int(measured.sum()))
-        samples.append((time[measured], outputs[measured]))
-        if recording.input_names:
-            clocks.append(input_clock(recording, time, recording.inputs[order], hold, repairs))
-    if unsorted:
-        notes.append(f"sorted the rows of {_counted(unsorted, 'recording')} by time.")
-    if unmeasured:
-        notes.append(f"{_counted(unmeasured, 'row')} without any state value: their inputs are kept, not their times.")
-    if repairs.cells:
-        notes.append(
-            f"filled {_counted(repairs.cells, 'missing input value')} in {_counted(repairs.recordings, 'recording')}: "
-            "zoh inputs keep the value before, linear and cubic ones are interpolated, the ends are held."
-        )
-    first = recordings[0]
-    trajectories = Trajectories(
+    repairs = Repairs()
+    parts = [assemble_one(recording, hold, repairs) for recording in recordings]
+    trajectories = joined(recordings[0], parts, ids, hold, units)
+    facts = ChannelFacts(len(trajectories))
+    facts.add(trajectories)
+    return trajectories, repairs.notes() + facts.notes(trajectories, trajectories.ids)
+
+
+def assemble_one(recording: Recording, hold: Sequence[Intersample], repairs: Repairs) -> Assembled:
+    """What `assemble` makes of one recording."""
+    order = time_order(recording)
+    repairs.unsorted += not np.array_equal(order, np.arange(order.size))
+    time, outputs = recording.time[order], recording.outputs[order]
+    measured = np.isfinite(outputs).any(axis=1)
+    repairs.unmeasured += int(np.sum(~measured))
+    require_samples(recording, int(measured.sum()))
+    if not recording.input_names:
+        return Assembled(time[measured], outputs[measured], np.zeros(0), np.zeros((0, 0)))
+    inputs = recording.inputs[order]
+    require_inputs(recording, known_inputs(recording))
+    keep, values, missing = input_clock(time, inputs, hold)
+    # the hold after the last row is the documented rule for tables one row shorter: no repair to speak of
+    repaired = int(missing[:-1].sum())
+    repairs.cells += repaired
+    repairs.recordings += repaired > 0
+    return Assembled(time[measured], outputs[measured], time[keep], values)
+
+
+def joined(
+    first: Recording,
+    parts: Sequence[Assembled],
+    ids: Sequence[str],
+    hold: Sequence[Intersample],
+    units: Mapping[str, str],
+) -> Trajectories:
+    """Trajectories of what was assembled; `first` is any of the recordings, which all have the same channels."""
+    return Trajectories(
         ids=tuple(ids),
-        row_size=np.array([time.size for time, _ in samples], dtype=np.int64),
-        time=np.concatenate([time for time, _ in samples]),
-        outputs=np.concatenate([outputs for _, outputs in samples]),
+        row_size=np.array([part.time.size for part in parts], dtype=np.int64),
+        time=np.concatenate([part.time for part in parts]),
+        outputs=np.concatenate([part.outputs for part in parts]),
         output_names=first.output_names,
-        inputs=_inputs(first.input_names, clocks, hold, units),
+        inputs=_inputs(first.input_names, parts, hold, units),
         units={name: units.get(name, "") for name in (*first.output_names, *first.input_names)},
     )
-    return trajectories, notes + check_channels(trajectories)
 
 
 def time_order(recording: Recording) -> IntArray:
-    """Row order by time; an error for a time that is not finite or stands twice."""
-    time = recording.time
-    bad = np.flatnonzero(~np.isfinite(time))
+    """Row order by time; an error for a time that is not finite or stands twice, and for an infinite value."""
+    require_finite_times(recording)
+    order = np.argsort(recording.time, kind="stable")
+    require_single_times(recording, order)
+    require_finite_values(recording)
+    return order
+
+
+def require_finite_times(recording: Recording) -> None:
+    """Refuse a time that is missing or infinite."""
+    bad = np.flatnonzero(~np.isfinite(recording.time))
     if bad.size:
-        what = "is missing" if np.isnan(time[bad[0]]) else "is infinite"
+        what = "is missing" if np.isnan(recording.time[bad[0]]) else "is infinite"
         raise DataError(
             f"{recording.place(bad[0])}: the time in '{recording.time_name}' {what}, expected a finite number.",
             "Remove the row or give it its time.",
         )
-    order = np.argsort(time, kind="stable")
+
+
+def require_single_times(recording: Recording, order: IntArray) -> None:
+    """Refuse a time that stands twice."""
+    time = recording.time
     again = np.flatnonzero(time[order][1:] == time[order][:-1])
     if again.size:
         earlier, later = order[again[0]], order[again[0] + 1]
@@ -150,6 +201,10 @@ def time_order(recording: Recording) -> IntArray:
             f"(first in {recording.row_word} {int(recording.rows[earlier])}).",
             "Remove one of the rows; if they belong to different recordings, separate them with --by COLUMN.",
         )
+
+
+def require_finite_values(recording: Recording) -> None:
+    """Refuse an infinite value, of an output first."""
     for names, values in ((recording.output_names, recording.outputs), (recording.input_names, recording.inputs)):
         infinite = np.argwhere(np.isinf(values))
         if infinite.size:
@@ -158,76 +213,9 @@ def time_order(recording: Recording) -> IntArray:
                 f"{recording.place(row)}: '{names[channel]}' is infinite, expected a finite number.",
                 "Leave the cell empty if the value was not measured.",
             )
-    return order
 
 
-def input_clock(
-    recording: Recording, time: FloatArray, values: FloatArray, hold: Sequence[Intersample], repairs: InputRepairs
-) -> tuple[FloatArray, FloatArray]:
-    """Clock (k,) and values (k, m) of the inputs without holes.
-
-    All inputs of a trajectory share one clock. A row in which every input is missing leaves it, except the first and
-    the last, for the inputs have to cover all samples. Where some are missing, each is filled by its own hold: zoh
-    keeps the value before, linear and cubic inputs are interpolated linearly; the ends are held.
-    An input table one row shorter than the states is the case of a last row that is missing.
-    """
-    missing = np.isnan(values)
-    for channel, name in enumerate(recording.input_names):
-        if missing[:, channel].all():
-            raise DataError(
-                f"{recording.source}: the input '{name}' of recording '{recording.id}' holds no value at all.",
-                "An input has to be known; leave it out of --inputs, or leave the recording out.",
-            )
-    keep: NDArray[np.bool_] = np.any(~missing, axis=1)
-    keep[0] = keep[-1] = True
-    time, values, missing = time[keep], values[keep].copy(), missing[keep]
-    for channel, kind in enumerate(hold):
-        holes, known = missing[:, channel], np.flatnonzero(~missing[:, channel])
-        if not holes.any():
-            continue
-        if kind == "zoh":
-            before = np.searchsorted(known, np.flatnonzero(holes)) - 1
-            values[holes, channel] = values[known[np.maximum(before, 0)], channel]
-        else:
-            values[holes, channel] = np.interp(time[holes], time[known], values[known, channel])
-    # the hold after the last row is the documented rule for tables one row shorter: no repair to speak of
-    repaired = int(missing[:-1].sum())
-    repairs.cells += repaired
-    repairs.recordings += repaired > 0
-    return time, values
-
-
-def check_channels(trajectories: Trajectories) -> list[str]:
-    """Notes on channels that are constant or missing in places.
-
-    Raises
-    ------
-    DataError
-        If a state has no value in any trajectory.
-    """
-    notes = []
-    owner = trajectories.trajectory_of_row()
-    for channel, name in enumerate(trajectories.output_names):
-        values = trajectories.outputs[:, channel]
-        measured = np.isfinite(values)
-        if not measured.any():
-            raise DataError(
-                f"the state '{name}' holds no value at all.",
-                "Check the column; leave it out of --states if it was not measured.",
-            )
-        absent = np.flatnonzero(np.bincount(owner[measured], minlength=len(trajectories)) == 0)
-        if absent.size:
-            notes.append(f"'{name}' was not measured in {listing(trajectories.ids[i] for i in absent)}.")
-        if values[measured].min() == values[measured].max():
-            notes.append(f"'{name}' is constant ({values[measured][0]:.6g}): there is nothing to learn about it.")
-    if trajectories.inputs.sampled is not None:
-        for name, values in zip(trajectories.inputs.sampled.names, trajectories.inputs.sampled.values.T, strict=True):
-            if values.min() == values.max():
-                notes.append(f"the input '{name}' is constant ({values[0]:.6g}): its effect cannot be learned.")
-    return notes
-
-
-def _check_length(recording: Recording, measured: int) -> None:
+def require_samples(recording: Recording, measured: int) -> None:
     """Refuse a recording with fewer than two samples that hold a value."""
     if measured >= 2:
         return
@@ -242,19 +230,141 @@ def _check_length(recording: Recording, measured: int) -> None:
     )
 
 
+def known_inputs(recording: Recording) -> NDArray[np.bool_]:
+    """Of which inputs any value is known, shape (m,)."""
+    return np.asarray(np.any(~np.isnan(recording.inputs), axis=0), bool)
+
+
+def require_inputs(recording: Recording, known: NDArray[np.bool_]) -> None:
+    """Refuse an input of which no value is known at all; `known` (m,) says whether any is."""
+    for name, any_known in zip(recording.input_names, known, strict=True):
+        if not any_known:
+            raise DataError(
+                f"{recording.source}: the input '{name}' of recording '{recording.id}' holds no value at all.",
+                "An input has to be known; leave it out of --inputs, or leave the recording out.",
+            )
+
+
+def input_clock(
+    time: FloatArray, values: FloatArray, hold: Sequence[Intersample]
+) -> tuple[NDArray[np.bool_], FloatArray, NDArray[np.bool_]]:
+    """Rows that make the clock of the inputs (K,), their values (k, m) without holes, and where these were (k, m).
+
+    All inputs of a trajectory share one clock. A row in which every input is missing leaves it, except the first and
+    the last, for the inputs have to cover all samples. Where some are missing, each is filled by its own hold: zoh
+    keeps the value before, linear and cubic inputs are interpolated linearly; the ends are held.
+    An input table one row shorter than the states is the case of a last row that is missing.
+    """
+    missing = np.isnan(values)
+    keep: NDArray[np.bool_] = np.any(~missing, axis=1)
+    keep[0] = keep[-1] = True
+    time, values, missing = time[keep], values[keep].copy(), missing[keep]
+    for channel, kind in enumerate(hold):
+        holes, known = missing[:, channel], np.flatnonzero(~missing[:, channel])
+        if not holes.any():
+            continue
+        if kind == "zoh":
+            before = np.searchsorted(known, np.flatnonzero(holes)) - 1
+            values[holes, channel] = values[known[np.maximum(before, 0)], channel]
+        else:
+            values[holes, channel] = np.interp(time[holes], time[known], values[known, channel])
+    return keep, values, missing
+
+
+class ChannelFacts:
+    """What is constant or missing in the channels of trajectories that come in one slice after the other.
+
+    Parameters
+    ----------
+    count : int
+        Trajectories in all.
+    """
+
+    def __init__(self, count: int) -> None:
+        self.count = count
+        self.seen = np.zeros((0, count), bool)
+        self.outputs: list[Spread] = []
+        self.inputs: list[Spread] = []
+
+    def add(self, trajectories: Trajectories, first: int = 0) -> None:
+        """Take a slice, or a part of one trajectory; its first one is number `first` of all."""
+        owner = first + trajectories.trajectory_of_row()
+        if not self.outputs:
+            self.outputs = [Spread() for _ in trajectories.output_names]
+            self.seen = np.zeros((len(self.outputs), self.count), bool)
+        for channel, spread in enumerate(self.outputs):
+            values = trajectories.outputs[:, channel]
+            measured = np.isfinite(values)
+            self.seen[channel, owner[measured]] = True
+            spread.add(values[measured])
+        if (sampled := trajectories.inputs.sampled) is not None:
+            self.inputs = self.inputs or [Spread() for _ in sampled.names]
+            for spread, values in zip(self.inputs, sampled.values.T, strict=True):
+                spread.add(values)
+
+    def notes(self, shell: Trajectories, ids: Sequence[str]) -> list[str]:
+        """Notes on channels that are constant or missing in places.
+
+        Parameters
+        ----------
+        shell : Trajectories
+            For the names of the channels.
+        ids : sequence of str
+            Of all trajectories.
+
+        Raises
+        ------
+        DataError
+            If a state has no value in any trajectory.
+        """
+        notes = []
+        for name, seen, spread in zip(shell.output_names, self.seen, self.outputs, strict=True):
+            if not seen.any():
+                raise DataError(
+                    f"the state '{name}' holds no value at all.",
+                    "Check the column; leave it out of --states if it was not measured.",
+                )
+            absent = np.flatnonzero(~seen)
+            if absent.size:
+                notes.append(f"'{name}' was not measured in {listing(ids[int(i)] for i in absent)}.")
+            if spread.constant:
+                notes.append(f"'{name}' is constant ({spread.first:.6g}): there is nothing to learn about it.")
+        for name, spread in zip(shell.inputs.names, self.inputs, strict=True):
+            if spread.constant:
+                notes.append(f"the input '{name}' is constant ({spread.first:.6g}): its effect cannot be learned.")
+        return notes
+
+
+@dataclass
+class Spread:
+    """The first of many values, and the smallest and the largest."""
+
+    first: float = np.nan
+    low: float = np.inf
+    high: float = -np.inf
+
+    def add(self, values: FloatArray) -> None:
+        """Take more values."""
+        if values.size:
+            self.first = float(values[0]) if np.isnan(self.first) else self.first
+            self.low, self.high = min(self.low, float(values.min())), max(self.high, float(values.max()))
+
+    @property
+    def constant(self) -> bool:
+        """Whether all values are the same."""
+        return self.low == self.high
+
+
 def _inputs(
-    names: tuple[str, ...],
-    clocks: Sequence[tuple[FloatArray, FloatArray]],
-    hold: Sequence[Intersample],
-    units: Mapping[str, str],
+    names: tuple[str, ...], parts: Sequence[Assembled], hold: Sequence[Intersample], units: Mapping[str, str]
 ) -> Inputs:
     if not names:
         return Inputs.none()
     sampled = SampledInputs(
         names=names,
-        row_size=np.array([time.size for time, _ in clocks], dtype=np.int64),
-        time=np.concatenate([time for time, _ in clocks]),
-        values=np.concatenate([values for _, values in clocks]),
+        row_size=np.array([part.clock.size for part in parts], dtype=np.int64),
+        time=np.concatenate([part.clock for part in parts]),
+        values=np.concatenate([part.inputs for part in parts]),
         intersample=tuple(hold),
     )
     return Inputs(names=names, sampled=sampled, units={name: units.get(name, "") for name in names})

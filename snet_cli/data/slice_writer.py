@@ -18,11 +18,18 @@ import h5py
 import numpy as np
 from numpy.typing import NDArray
 
-from snet_cli.data.content import DIMENSION_ONLY, Array, Content, chunk_shape, is_long, write_attributes
+from snet_cli.data.content import (
+    DIMENSION_ONLY,
+    Array,
+    Content,
+    chunk_shape,
+    is_long,
+    write_attributes,
+    write_content,
+)
 from snet_cli.data.storage import display, reserve, write_in_place
 from snet_cli.data.trajectories import Trajectories
-from snet_cli.data.trajectory_file import root_attributes, stored_variables
-from snet_cli.data.trajectory_rules import require_sense
+from snet_cli.data.trajectory_file import content_of
 from snet_cli.errors import DataError
 
 LARGE = 50_000_000
@@ -50,8 +57,7 @@ def stored(data: Trajectories, label: str) -> Content:
     DataError
         If they break a rule of the schema.
     """
-    require_sense(data, label, allow_missing_channels=True)
-    return Content(root_attributes(data), dict(stored_variables(data)))
+    return content_of(data, label)[0]
 
 
 def save_slices(path: str | Path, slices: Iterable[Content], sizes: Mapping[str, int], force: bool = False) -> str:
@@ -84,14 +90,44 @@ def save_slices(path: str | Path, slices: Iterable[Content], sizes: Mapping[str,
             _write(file, descriptor, iter(slices), sizes, label)
             file.flush()
             size = file.id.get_filesize()
-        os.ftruncate(descriptor, size)  # what was reserved and not needed
-        with open(temporary, "rb", buffering=0) as stream:
-            return hashlib.file_digest(stream, "sha256").hexdigest()
+        return _finished(descriptor, temporary, size)
 
     return write_in_place(path, fill, force)
 
 
-def save_in_slices(path: str | Path, data: Trajectories, force: bool = False) -> str:
+def save_content(path: str | Path, content: Content, dimensions: Mapping[str, int], force: bool = False) -> str:
+    """Write a file of which not everything is in memory, whole or not at all.
+
+    The bytes depend on the content alone, wherever it is; they are those of `encode` but for the number in the first 48
+    that says where the file ends, which HDF5 corrects when it closes a file.
+
+    Returns
+    -------
+    str
+        The sha256 of the file.
+
+    Raises
+    ------
+    OutputError
+        If the file exists and `force` is false, or cannot be written.
+    """
+
+    def fill(descriptor: int, temporary: str) -> str:
+        with h5py.File(temporary, "w", libver=("v110", "v110"), locking=False) as file:
+
+            def room(size: int) -> None:
+                reserve(descriptor, file.id.get_filesize(), size + size // 1000 + MARGIN)
+
+            room(0)
+            write_content(file, content, dimensions, room)
+            file.flush()
+            size = file.id.get_filesize()
+        return _finished(descriptor, temporary, size)
+
+    return write_in_place(path, fill, force)
+
+
+def save_in_place(path: str | Path, data: Trajectories, force: bool = False) -> str:
     """Write trajectories that are in memory without an image of the file beside them; returns the sha256.
 
     Raises
@@ -99,14 +135,14 @@ def save_in_slices(path: str | Path, data: Trajectories, force: bool = False) ->
     DataError, OutputError
         As from `save_trajectories`.
     """
-    label = display(path)
-    require_sense(data, label, allow_missing_channels=True)
-    each = max(1, int(SLICE_NUMBERS * len(data) / max(data.outputs.size, 1)))
-    parts = (np.arange(b, min(b + each, len(data))) for b in range(0, len(data), each))
-    sizes = {"traj": len(data), "obs": data.time.size}
-    if data.inputs.sampled is not None:
-        sizes["uobs"] = data.inputs.sampled.time.size
-    return save_slices(path, (stored(data.select(part), label) for part in parts), sizes, force)
+    return save_content(path, *content_of(data, display(path)), force)
+
+
+def _finished(descriptor: int, temporary: str, size: int) -> str:
+    """Give back what was reserved and not needed; the sha256 of what is left."""
+    os.ftruncate(descriptor, size)
+    with open(temporary, "rb", buffering=0) as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
 def _write(file: h5py.File, descriptor: int, slices: Iterator[Content], sizes: Mapping[str, int], label: str) -> None:

@@ -11,13 +11,15 @@ import codecs
 import csv
 import io
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import BinaryIO, TextIO
 
 import numpy as np
 from numpy.typing import NDArray
 
 from snet_cli.data.channel_spec import ChannelItem, Request, check_name, listing, nearest, shorten
-from snet_cli.data.csv_rows import Column, Layout, malformed, read_number, read_rows
+from snet_cli.data.csv_rows import Column, FloatArray, Layout, Rows, malformed, read_number, read_rows
 from snet_cli.data.recording import Recording
 from snet_cli.errors import DataError
 
@@ -45,54 +47,105 @@ def read_csv(data: bytes, source: str, stem: str, request: Request) -> list[Reco
         For a file without header or rows, a column that it does not have, a row with too few or too many cells, a
         cell that is no number. The message names the line.
     """
-    text = decode(data)
-    start, header, delimiter = find_header(text, source)
-    layout = lay_out(header, delimiter, source, request)
-    lines, values, labels = read_rows(text, start, layout)
-    if lines.size == 0:
-        raise DataError(f"{source}: there are column names but no rows.", "Check that the recording was written.")
+    with text_of(io.BytesIO(data), encoding_of([data])) as text:
+        table = open_table(text, source, request)
+        blocks = list(table.rows)
+    if not blocks:
+        raise table.without_rows()
+    lines, values = (np.concatenate([block[part] for block in blocks]) for part in (0, 1))
     groups: dict[str, IntArray] = {stem: np.arange(lines.size)}
-    if layout.by is not None:
-        groups = group_rows(labels, lambda row: f"{source}, line {lines[row]}", layout.by.header)
-    states = slice(1, 1 + len(layout.output_names))
-    inputs = slice(states.stop, None)
-    names = (layout.columns[0].name, *layout.output_names, *layout.input_names)
-    return [
-        Recording(
+    if table.layout.by is not None:
+        labels = [label for block in blocks for label in block.labels]
+        groups = group_rows(labels, lambda row: table.place(lines[row]), table.layout.by.header)
+    return [table.recording(label, lines[rows], values[rows]) for label, rows in groups.items()]
+
+
+@dataclass(frozen=True)
+class CsvTable:
+    """A CSV file whose header was read.
+
+    Attributes
+    ----------
+    layout : Layout
+    rows : iterator of Rows
+        What stands below, a block at a time, to be taken once.
+    """
+
+    layout: Layout
+    rows: Iterator[Rows]
+
+    def place(self, line: int) -> str:
+        """Where a line stands, for a message."""
+        return f"{self.layout.source}, line {line}"
+
+    def without_rows(self) -> DataError:
+        """The error for a file that ends with its header."""
+        return DataError(
+            f"{self.layout.source}: there are column names but no rows.", "Check that the recording was written."
+        )
+
+    def recording(self, label: str, lines: IntArray, values: FloatArray) -> Recording:
+        """Rows of one recording: their line numbers (K,) and values (K, 1 + d + m)."""
+        layout = self.layout
+        states = slice(1, 1 + len(layout.output_names))
+        inputs = slice(states.stop, None)
+        names = (layout.columns[0].name, *layout.output_names, *layout.input_names)
+        return Recording(
             id=label,
-            source=source,
+            source=layout.source,
             row_word="line",
-            rows=lines[rows],
-            time=values[rows, 0],
-            outputs=values[rows, states],
-            inputs=values[rows, inputs],
+            rows=lines,
+            time=values[:, 0],
+            outputs=values[:, states],
+            inputs=values[:, inputs],
             output_names=layout.output_names,
             input_names=layout.input_names,
             time_name=layout.columns[0].name,
             units={name: column.unit for name, column in zip(names, layout.columns, strict=True) if column.unit},
         )
-        for label, rows in groups.items()
-    ]
 
 
-def decode(data: bytes) -> str:
-    """The text: UTF-8 with or without byte-order mark, UTF-16 with one, else Latin-1 (only names can differ)."""
-    if data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        return data.decode("utf-16", errors="replace")
-    try:
-        return data.decode("utf-8-sig")
-    except UnicodeDecodeError:
-        return data.decode("latin-1")
+def text_of(stream: BinaryIO, encoding: str) -> TextIO:
+    """The text of a file, lines with the ends that they have."""
+    return io.TextIOWrapper(stream, encoding, errors="replace", newline="")
 
 
-def find_header(text: str, source: str) -> tuple[int, list[str], str]:
+def open_table(text: TextIO, source: str, request: Request) -> CsvTable:
+    """Read the header of a CSV file, and find the wanted columns in it; its rows are read from the text later."""
+    start, header, delimiter = find_header(text, source)
+    layout = lay_out(header, delimiter, source, request)
+    text.seek(0)
+    for _ in range(start):
+        next(text)
+    return CsvTable(layout, read_rows(text, start, layout))
+
+
+def encoding_of(blocks: Iterable[bytes]) -> str:
+    """UTF-8 with or without byte-order mark, UTF-16 with one, else Latin-1 (only names can differ)."""
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    first, waiting = True, False
+    for block in blocks:
+        if first and block.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+            return "utf-16"
+        first = False
+        if not waiting and block.isascii():
+            continue
+        try:
+            decoder.decode(block)
+        except UnicodeDecodeError:
+            return "latin-1"
+        waiting = bool(decoder.getstate()[0])
+    return "latin-1" if waiting else "utf-8-sig"
+
+
+def find_header(lines: Iterable[str], source: str) -> tuple[int, list[str], str]:
     """Number of physical lines up to and with the header, its cells, and the delimiter.
 
     A comment directly above numbers is the header that `numpy.savetxt` writes.
     """
     comment = ""
     comment_line = 0
-    for number, line in enumerate(io.StringIO(text, newline=None), start=1):
+    for number, line in enumerate(lines, start=1):
         stripped = line.strip()
         if stripped.startswith("#"):
             comment, comment_line = stripped.lstrip("#").strip(), number
@@ -185,20 +238,41 @@ def split_unit(position: int, header: str) -> Column:
     return Column(position, header, name, unit.strip())
 
 
+class Labels:
+    """Values of the ``--by`` column as numbers, in the order of their first appearance."""
+
+    def __init__(self) -> None:
+        self.numbers: dict[str, int] = {}
+
+    def numbered(self, labels: Sequence[str]) -> IntArray:
+        """The number of each label."""
+        codes = np.empty(len(labels), np.int64)
+        for row, label in enumerate(labels):
+            codes[row] = self.numbers.setdefault(label.strip(), len(self.numbers))
+        return codes
+
+    @property
+    def empty(self) -> int | None:
+        """The number of the label without any text."""
+        return self.numbers.get("")
+
+
 def group_rows(labels: Sequence[str], place: Callable[[int], str], column: str) -> dict[str, IntArray]:
     """Rows of each value of the ``--by`` column, values in the order of their first appearance."""
-    code_of: dict[str, int] = {}
-    codes = np.empty(len(labels), np.int64)
-    for row, label in enumerate(labels):
-        codes[row] = code_of.setdefault(label.strip(), len(code_of))
-    if "" in code_of:
-        row = int(np.argmax(codes == code_of[""]))
-        raise DataError(
-            f"{place(row)}: '{shorten(column)}', named by --by, is empty.", "Say which recording the row belongs to."
-        )
-    sizes = np.bincount(codes, minlength=len(code_of))
+    found = Labels()
+    codes = found.numbered(labels)
+    if found.empty is not None:
+        raise without_label(place(int(np.argmax(codes == found.empty))), column)
+    sizes = np.bincount(codes, minlength=len(found.numbers))
     rows = np.split(np.argsort(codes, kind="stable"), np.cumsum(sizes)[:-1])
-    return dict(zip(code_of, rows, strict=True))
+    return dict(zip(found.numbers, rows, strict=True))
+
+
+def without_label(place: str, column: str) -> DataError:
+    """The error for a row that belongs to no recording."""
+    return DataError(
+        f"{place}: '{shorten(column)}', named by --by, is empty.", "Say which recording the row belongs to."
+    )
 
 
 def _is_number(cell: str) -> bool:

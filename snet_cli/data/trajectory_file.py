@@ -150,6 +150,17 @@ def save_trajectories(path: str | Path, trajectories: Trajectories, force: bool 
 
 def encode_trajectories(data: Trajectories, label: str = "the trajectories") -> bytes:
     """The bytes of a trajectory file; the same trajectories give the same bytes."""
+    return encode(*content_of(data, label))
+
+
+def content_of(data: Trajectories, label: str) -> tuple[Content, dict[str, int]]:
+    """What a file holds of these trajectories, and the lengths of its dimensions.
+
+    Raises
+    ------
+    DataError
+        If they break a rule of the schema.
+    """
     require_sense(data, label, allow_missing_channels=True)
     dimensions = {"traj": len(data), "obs": data.time.size}
     if data.inputs.sampled is not None:
@@ -160,7 +171,7 @@ def encode_trajectories(data: Trajectories, label: str = "the trajectories") -> 
         attributes = root_attributes(data)
     except (ValueError, TypeError) as problem:
         raise DataError(f"{label}: provenance or system cannot be written as JSON: {problem}.", "") from None
-    return encode(Content(attributes, dict(stored_variables(data))), dimensions)
+    return Content(attributes, dict(stored_variables(data))), dimensions
 
 
 save = save_trajectories

@@ -322,10 +322,15 @@ def _missing_problems(data: Trajectories) -> Iterator[Problem]:
         return
     for channel, name in enumerate(data.output_names):
         if np.isnan(data.outputs[:, channel]).all():
-            yield Problem(
-                f"output '{name}' has no value at all (every entry of 'y_{name}' is missing).",
-                "Leave the channel out when you import, or check the column it came from.",
-            )
+            yield missing_channel(name)
+
+
+def missing_channel(name: str) -> Problem:
+    """The problem of an output without any value."""
+    return Problem(
+        f"output '{name}' has no value at all (every entry of 'y_{name}' is missing).",
+        "Leave the channel out when you import, or check the column it came from.",
+    )
 
 
 def _infinite(name: str, values: FloatArray, owner: IntArray, ids: Sequence[str]) -> Iterator[Problem]:

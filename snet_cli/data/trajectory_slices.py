@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from snet_cli.data.content import Content, open_in_place
 from snet_cli.data.merging import merge
+from snet_cli.data.scratch import median
 from snet_cli.data.shares import shares
 from snet_cli.data.storage import MAX_BYTES, display
 from snet_cli.data.trajectories import Trajectories, ragged_offsets
@@ -133,6 +134,14 @@ class TrajectorySlices:
             begin = stop
         return found
 
+    def longest(self) -> tuple[int, int]:
+        """Samples of the longest trajectory, and the most numbers that any has in samples and knots together."""
+        of_samples = sum(name == "time" or name.startswith(("y_", "xtrue_")) for name in self.content.arrays)
+        numbers = of_samples * self._rows
+        if self._input_rows is not None:
+            numbers = numbers + (1 + len(self.shell.inputs.names)) * self._input_rows
+        return int(self._rows.max()), int(numbers.max())
+
     def whole(self) -> Trajectories:
         """All that count, in memory."""
         return joined([self.read(begin, end) for begin, end in self.cuts()])
@@ -153,6 +162,29 @@ class TrajectorySlices:
             span = np.where(last > first, time[np.maximum(last, 0)] - time[np.minimum(first, time.size - 1)], 0.0)
             found.append(span[self.kept[begin:end]])
         return np.concatenate(found)
+
+    def _times(self) -> Iterator[tuple[NDArray[np.float64], NDArray[np.int64]]]:
+        """Times of the trajectories that count, a slice after the other, and the row sizes that go with them."""
+        for begin, end in self.between(0, self.kept.size, SLICE_SAMPLES):
+            rows = self._ranges(begin, end)["obs"]
+            time = self.content.arrays["time"].between(rows.start, rows.stop).astype(np.float64, copy=False)
+            kept = self.kept[begin:end]
+            sizes = self._rows[begin:end]
+            yield time[np.repeat(kept, sizes)], sizes[kept]
+
+    def sampling_interval(self) -> float:
+        """As `Trajectories.sampling_interval`."""
+
+        def steps() -> Iterator[NDArray[np.float64]]:
+            for time, sizes in self._times():
+                first = np.cumsum(sizes)[:-1]
+                yield np.delete(np.diff(time), np.unique(first[(first > 0) & (first < time.size)]) - 1)
+
+        return median(steps)
+
+    def latest(self) -> float:
+        """The largest of all times, without its sign."""
+        return max((float(np.abs(time).max(initial=0.0)) for time, _ in self._times()), default=0.0)
 
     def at(self, numbers: IntArray) -> Trajectories:
         """Single trajectories, by their numbers among those that count, joined into one piece of data."""

@@ -11,14 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from snet_cli.data.posterior import LEVEL
+from snet_cli.distributed import Team
 from snet_cli.evaluation.metrics import BINS, horizon_bins
-from snet_cli.forecasting.bands import Bands
+from snet_cli.forecasting.bands import MEMBERS, Bands
 from snet_cli.forecasting.rollout import Forecast
-
-FloatArray = NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -65,45 +65,92 @@ class Coverage:
 
 def judge_bands(forecast: Forecast, bands: Bands) -> Coverage:
     """Widths and coverage of the bands of a forecast."""
-    names = forecast.trajectories.output_names
-    width = bands.truth.upper - bands.truth.lower
-    finite = np.isfinite(width)
-    against, reference, band = None, forecast.true_outputs, bands.truth
-    if reference is not None:
-        against = "truth"
-    elif np.isfinite(forecast.observed.outputs).any():
-        against, reference, band = "measurements", forecast.observed.outputs, bands.measured
-    if reference is None:
-        reference = np.full_like(width, np.nan)
-    counts = np.isfinite(reference) & finite & forecast.scored[:, None] & (band.upper > band.lower)
-    held = np.where(counts, (reference >= band.lower) & (reference <= band.upper), False)
-    bins = horizon_bins(forecast)
-    horizon = forecast.windows.horizon
-    return Coverage(
-        against,
-        _share(held, counts),
-        {
-            name: {"mean_width": _mean(width[:, i][finite[:, i]]), "coverage": _share(held[:, i], counts[:, i])}
-            for i, name in enumerate(names)
-        },
-        tuple(
-            (
-                horizon * (b + 1) / BINS,
-                {name: _mean(width[(bins == b) & finite[:, i], i]) for i, name in enumerate(names)},
-                _share(held[bins == b], counts[bins == b]),
-            )
-            for b in range(BINS)
-        ),
-        int((~finite).sum()),
-        bands.failed,
-        bands.members,
-    )
+    sums = CoverageSums(forecast.trajectories.output_names)
+    sums.add(forecast, bands)
+    return sums.coverage(forecast.windows.horizon)
 
 
-def _share(held: NDArray[np.bool_], counts: NDArray[np.bool_]) -> float | None:
-    number = int(counts.sum())
-    return float(held.sum() / number) if number else None
+class CoverageSums:
+    """What the coverage of all bands is made of, in sums over slices of the forecasts.
+
+    Parameters
+    ----------
+    names : tuple of str
+        Channels.
+    """
+
+    def __init__(self, names: tuple[str, ...]) -> None:
+        d = len(names)
+        self.names, self.members = names, MEMBERS
+        self.sums = {
+            "width": np.zeros((BINS + 1, d)),  # by bin; those of no bin last
+            "finite": np.zeros((BINS + 1, d)),
+            "held_truth": np.zeros((BINS + 1, d)),
+            "truth": np.zeros((BINS + 1, d)),
+            "held_measurements": np.zeros((BINS + 1, d)),
+            "measurements": np.zeros((BINS + 1, d)),
+            "known": np.zeros(2),  # forecasts' slices with a truth, and with measurements
+            "rest": np.zeros(2),  # values whose band has no end, and members that failed
+        }
+
+    def add(self, forecast: Forecast, bands: Bands) -> None:
+        """Take the bands of a slice; its windows know the horizon and the tolerance of the whole."""
+        width = bands.truth.upper - bands.truth.lower
+        finite = np.isfinite(width)
+        bins = horizon_bins(forecast)
+        self._sum("width", np.where(finite, width, 0.0), bins)
+        self._sum("finite", finite, bins)
+        truth, measured = forecast.true_outputs, forecast.observed.outputs
+        references = (("truth", truth, bands.truth), ("measurements", measured, bands.measured))
+        for name, reference, band in references:
+            if reference is None:
+                continue
+            counts = np.isfinite(reference) & finite & forecast.scored[:, None] & (band.upper > band.lower)
+            held = counts & (reference >= band.lower) & (reference <= band.upper)
+            self._sum(name, counts, bins)
+            self._sum(f"held_{name}", held, bins)
+        self.sums["known"] += np.array([truth is not None, np.isfinite(measured).any()], np.float64)
+        self.sums["rest"] += np.array([(~finite).sum(), bands.failed], np.float64)
+
+    def _sum(self, name: str, values: NDArray[Any], bins: NDArray[np.int64]) -> None:
+        for b in range(-1, BINS):
+            self.sums[name][b] += values[bins == b].sum(0)
+
+    def over(self, team: Team) -> None:
+        """Add up what the processes of a team have; every one of them has the whole then."""
+        found = team.sum(*(torch.from_numpy(value) for value in self.sums.values()))
+        self.sums = {name: value.numpy() for name, value in zip(self.sums, found, strict=True)}
+
+    def coverage(self, horizon: float) -> Coverage:
+        """What is said of all of them."""
+        sums = self.sums
+        known_truth, known_measurements = sums["known"] > 0
+        against = "truth" if known_truth else "measurements" if known_measurements else None
+        held, counts = (sums[f"{kind}{against or 'truth'}"] for kind in ("held_", ""))
+        width, finite = sums["width"], sums["finite"]
+        return Coverage(
+            against,
+            _ratio(held.sum(), counts.sum()),
+            {
+                name: {
+                    "mean_width": _ratio(width[:, i].sum(), finite[:, i].sum()),
+                    "coverage": _ratio(held[:, i].sum(), counts[:, i].sum()),
+                }
+                for i, name in enumerate(self.names)
+            },
+            tuple(
+                (
+                    horizon * (b + 1) / BINS,
+                    {name: _ratio(width[b, i], finite[b, i]) for i, name in enumerate(self.names)},
+                    _ratio(held[b].sum(), counts[b].sum()),
+                )
+                for b in range(BINS)
+            ),
+            int(sums["rest"][0]),
+            int(sums["rest"][1]),
+            self.members,
+        )
 
 
-def _mean(values: FloatArray) -> float | None:
-    return float(values.mean()) if values.size else None
+def _ratio(total: float, number: float) -> float | None:
+    return float(total / number) if number else None

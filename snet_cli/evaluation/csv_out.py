@@ -22,11 +22,18 @@ from snet_cli.forecasting.rollout import Forecast
 ROWS_AT_A_TIME = 50_000
 
 
-def forecast_csv(forecast: Forecast, bands: Bands | None = None) -> bytes:
-    """The forecasts as a CSV file in UTF-8 (RFC 4180, but lines end with a single newline)."""
+def forecast_csv(forecast: Forecast, bands: Bands | None = None, header: bool = True) -> bytes:
+    """The forecasts as a CSV file in UTF-8 (RFC 4180, but lines end with a single newline).
+
+    Parameters
+    ----------
+    header : bool
+        Whether the names stand above: false for all slices of the forecasts but the first.
+    """
     text = io.StringIO(newline="")
     writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(_header(forecast, bands is not None))
+    if header:
+        writer.writerow(_header(forecast, bands is not None))
     for rows in _blocks(forecast, bands):
         writer.writerows(rows)
     return text.getvalue().encode()

@@ -22,8 +22,11 @@ FEW_FORECASTS = 5
 """Fewer than this make no histogram."""
 
 
-def draw_error_by_horizon(forecast: Forecast) -> Figure | None:
-    """Normalised errors against the time from the start, and their distribution; None where nothing is scored."""
+def draw_error_by_horizon(forecast: Forecast, total: int | None = None) -> Figure | None:
+    """Normalised errors against the time from the start, and their distribution; None where nothing is scored.
+
+    `total` says how many forecasts there are, where not all are given.
+    """
     squares, bins = normalised_squares(forecast), horizon_bins(forecast)
     counts = np.isfinite(squares) & (bins >= 0)
     if not counts.any():
@@ -35,7 +38,7 @@ def draw_error_by_horizon(forecast: Forecast) -> Figure | None:
     panels = figure.subplots(1, 2 if many else 1, squeeze=False, width_ratios=(3, 2) if many else None)[0]
     _draw_growth(panels[0], forecast, np.sqrt(squares[counts]), bins[counts])
     if many:
-        _draw_spread(panels[1], forecast, errors)
+        _draw_spread(panels[1], forecast, errors, total)
     return figure
 
 
@@ -68,7 +71,7 @@ def _scale_errors(axes: Axes, levels: FloatArray) -> None:
         axes.set_ylim(0.0, 1.1 * float(levels.max()))
 
 
-def _draw_spread(axes: Axes, forecast: Forecast, errors: FloatArray) -> None:
+def _draw_spread(axes: Axes, forecast: Forecast, errors: FloatArray, total: int | None) -> None:
     """Histogram of the error of each forecast."""
     tidy(axes)
     errors = np.maximum(errors, 1e-16)
@@ -91,7 +94,8 @@ def _draw_spread(axes: Axes, forecast: Forecast, errors: FloatArray) -> None:
         fontsize=8,
     )
     failed = f", {forecast.diverged} failed" if forecast.diverged else ""
-    axes.set_title(f"{errors.size} forecasts{failed}", fontsize=10)
+    share = f" of {total}" if total is not None and total > len(forecast) else ""
+    axes.set_title(f"{errors.size}{share} forecasts{failed}", fontsize=10)
     axes.set_xlabel("error / standard deviation", fontsize=9)
     axes.set_ylabel("forecasts", fontsize=9)
 

@@ -49,10 +49,11 @@ class PositionPair(NamedTuple):
     up: int
 
 
-def draw_forecast(forecast: Forecast, bands: Bands | None = None) -> Figure | None:
+def draw_forecast(forecast: Forecast, bands: Bands | None = None, total: int | None = None) -> Figure | None:
     """Forecasts in time: channels one below the other, forecasts side by side; None where there is nothing to draw.
 
-    A single channel has its forecasts one below the other instead, each as wide as the picture.
+    A single channel has its forecasts one below the other instead, each as wide as the picture. `total` says how many
+    there are, where not all are given.
     """
     names = forecast.observed.output_names[:CHANNELS_SHOWN]
     shown = chosen_forecasts(forecast, SHOWN if len(names) == 1 else COLUMNS)
@@ -77,7 +78,7 @@ def draw_forecast(forecast: Forecast, bands: Bands | None = None) -> Figure | No
     for axes in panels[-1]:
         axes.set_xlabel(label("time", forecast.observed.time_unit), fontsize=9, parse_math=False)
     figure.align_ylabels(panels[:, 0])
-    _finish(figure, forecast, legend_handles(forecast, True, bands is not None), len(shown), len(names))
+    _finish(figure, forecast, legend_handles(forecast, True, bands is not None), len(shown), len(names), total)
     return figure
 
 
@@ -106,7 +107,7 @@ def _draw_channel(axes: Axes, forecast: Forecast, truth: FloatArray, w: int, cha
     axes.plot(time[known], values[known], color=TRUTH, linestyle=DOTTED, linewidth=1.6, marker=marker, markersize=2.2)
 
 
-def draw_plane(forecast: Forecast) -> Figure | None:
+def draw_plane(forecast: Forecast, total: int | None = None) -> Figure | None:
     """Paths of up to six forecasts in the plane of two channels; None for a single channel.
 
     The plane is that of positions where the names tell them (x and y, x1 and y1 … of many agents), else that of the
@@ -140,7 +141,8 @@ def draw_plane(forecast: Forecast) -> Figure | None:
             axes.set_ylabel(label(names[1], units[1]), fontsize=9, parse_math=False)
         if panel + columns >= len(shown):
             axes.set_xlabel(label(names[0], units[0]), fontsize=9, parse_math=False)
-    _finish(figure, forecast, legend_handles(forecast, False), len(shown), len(forecast.observed.output_names))
+    channels = len(forecast.observed.output_names)
+    _finish(figure, forecast, legend_handles(forecast, False), len(shown), channels, total)
     return figure
 
 
@@ -195,10 +197,12 @@ def _is_position(names: tuple[str, ...], pair: PositionPair) -> bool:
     return names[pair.across].lower().replace("x", "y") == names[pair.up].lower()
 
 
-def _finish(figure: Figure, forecast: Forecast, handles: list[Artist], shown: int, channels: int) -> None:
+def _finish(
+    figure: Figure, forecast: Forecast, handles: list[Artist], shown: int, channels: int, total: int | None
+) -> None:
     """The legend above the panels, and what was left out."""
     figure.legend(handles=handles, loc="outside upper right", ncols=len(handles), frameon=False, fontsize=9)
-    total, all_channels = len(forecast), len(forecast.observed.output_names)
+    total, all_channels = total or len(forecast), len(forecast.observed.output_names)
     parts = [f"{shown} of {total} forecasts"] if shown < total else []
     parts += [f"{channels} of {all_channels} channels"] if channels < all_channels else []
     if parts:

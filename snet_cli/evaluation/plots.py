@@ -57,7 +57,7 @@ def check_folder(folder: str | Path, force: bool = False) -> None:
 
 
 def draw_pictures(
-    forecast: Forecast, history: FloatArray | None = None, bands: Bands | None = None
+    forecast: Forecast, history: FloatArray | None = None, bands: Bands | None = None, total: int | None = None
 ) -> dict[str, bytes]:
     """All pictures that have something to show, as PNG by file name.
 
@@ -67,11 +67,13 @@ def draw_pictures(
     history : ndarray, shape (iterations, 4), optional
         Residual, misfit, total and held-out score of each iteration of training.
     bands : Bands, optional
+    total : int, optional
+        How many forecasts there are, where `forecast` holds some of them.
     """
     drawings: Mapping[str, Callable[[], Figure | None]] = {
-        "forecast.png": lambda: draw_forecast(forecast, bands),
-        "plane.png": lambda: draw_plane(forecast),
-        "error_by_horizon.png": lambda: draw_error_by_horizon(forecast),
+        "forecast.png": lambda: draw_forecast(forecast, bands, total),
+        "plane.png": lambda: draw_plane(forecast, total),
+        "error_by_horizon.png": lambda: draw_error_by_horizon(forecast, total),
         "learning_curve.png": lambda: None if history is None else draw_learning_curve(history),
     }
     figures = ((name, draw()) for name, draw in drawings.items())
@@ -84,8 +86,9 @@ def write_pictures(
     history: FloatArray | None = None,
     force: bool = False,
     bands: Bands | None = None,
+    total: int | None = None,
 ) -> list[Path]:
-    """Draw the pictures into a folder; returns the files written.
+    """Draw the pictures into a folder (`draw_pictures`); returns the files written.
 
     Raises
     ------
@@ -94,7 +97,7 @@ def write_pictures(
     """
     check_folder(folder, force)
     written: list[Path] = []
-    for name, png in draw_pictures(forecast, history, bands).items():
+    for name, png in draw_pictures(forecast, history, bands, total).items():
         write_atomic(Path(folder) / name, png, force)
         written.append(Path(folder) / name)
     return written

@@ -9,12 +9,12 @@ not reach a time counts as infinitely far on either side: with one such the band
 The band is of the noise-free state; beside it stands the one of measurements, each member's with noise of its own.
 
 All members of all forecasts are integrated in one batch, in parts that fit into memory; the numbers drawn belong to the
-seed, the trajectory and the member, so that no part changes them.
+seed, the trajectory (or the forecast) and the member, so that no part or slice changes them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
@@ -54,6 +54,10 @@ class Band(NamedTuple):
     lower: FloatArray
     upper: FloatArray
 
+    def at(self, rows: IntArray) -> Band:
+        """The ends at some of the times."""
+        return Band(self.lower[rows], self.upper[rows])
+
 
 @dataclass(frozen=True)
 class Bands:
@@ -72,6 +76,30 @@ class Bands:
     measured: Band
     failed: int
     members: int
+
+    def at(self, rows: IntArray) -> Bands:
+        """The bands at some of the forecast times; failures are told of all."""
+        return replace(self, truth=self.truth.at(rows), measured=self.measured.at(rows))
+
+
+def joined_bands(parts: Sequence[Bands]) -> Bands:
+    """Bands of forecasts that were made apart, one after the other."""
+    ends = [
+        Band(*(np.concatenate(each) for each in zip(*(getattr(part, kind) for part in parts), strict=True)))
+        for kind in ("truth", "measured")
+    ]
+    return Bands(ends[0], ends[1], sum(part.failed for part in parts), parts[0].members)
+
+
+class Numbers(NamedTuple):
+    """Numbers among all, of the trajectories (B,) and forecasts (W,) of a slice: what is drawn belongs to them."""
+
+    trajectories: IntArray
+    forecasts: IntArray
+
+
+Key = tuple[int, IntArray]
+"""A seed, and the numbers that streams of it belong to."""
 
 
 class _Part(NamedTuple):
@@ -104,6 +132,7 @@ def forecast_bands(
     rtol: float = RTOL,
     atol: float = ATOL,
     memory: int = 1_000_000_000,
+    numbers: Numbers | None = None,
     should_stop: Callable[[], bool] | None = None,
 ) -> Bands:
     """Bands of every forecast at every time of it.
@@ -122,6 +151,8 @@ def forecast_bands(
         Those of the forecast; the members' are not tighter than `RTOL` and `ATOL`.
     memory : int
         Bytes for the members that are integrated at a time; at least one forecast is.
+    numbers : Numbers, optional
+        Of the trajectories and forecasts among all, where these are a slice of them.
     """
     tolerances = Tolerances(rtol=max(rtol, RTOL), atol=max(atol, ATOL))
     flow = Flow.build(
@@ -133,12 +164,13 @@ def forecast_bands(
         should_stop=should_stop,
     )
     noise = dict(zip(model.output_names, noise_std.tolist(), strict=True))
+    own = numbers or Numbers(np.arange(len(data)), np.arange(len(windows)))
     ends = [np.empty((windows.time.size, len(model.output_names))) for _ in range(4)]
     failed = 0
-    for part in _parts(data, windows, noise, seed, memory, model):
+    for part in _parts(data, windows, noise, (seed, own.trajectories), memory, model):
         outputs, late = _members(flow, part, init_window)
         failed += late
-        draws = _noise_draws(outputs.shape, part, windows, noise_std, seed)
+        draws = _noise_draws(outputs.shape, part, windows, noise_std, (seed, own.forecasts))
         for kept, found in zip(ends, (*_ends(outputs), *_ends(outputs + draws)), strict=True):
             kept[part.rows] = found
     return Bands(Band(*ends[:2]), Band(*ends[2:]), failed, MEMBERS)
@@ -186,19 +218,25 @@ def _ends(outputs: FloatArray) -> Band:
     return Band(np.where(endless, -np.inf, below), np.where(endless, np.inf, above))
 
 
-def _noise_draws(shape: tuple[int, ...], part: _Part, windows: Windows, noise_std: FloatArray, seed: int) -> FloatArray:
+def _noise_draws(shape: tuple[int, ...], part: _Part, windows: Windows, noise_std: FloatArray, key: Key) -> FloatArray:
     """Measurement noise of every member at every time, shape (MEMBERS, obs', d)."""
+    seed, number = key
     owner = windows.window_of_row()[part.rows]
-    first, sizes = np.unique(owner, return_counts=True)
+    drawn, sizes = np.unique(owner, return_counts=True)
     draws = [
-        np.random.default_rng([seed, STREAM_NOISE, int(w)]).standard_normal((shape[0], int(size), shape[2]))
-        for w, size in zip(first, sizes, strict=True)
+        np.random.default_rng([seed, STREAM_NOISE, int(number[w])]).standard_normal((shape[0], int(size), shape[2]))
+        for w, size in zip(drawn, sizes, strict=True)
     ]
     return np.concatenate(draws, axis=1) * noise_std if draws else np.zeros(shape)
 
 
 def _parts(
-    data: Trajectories, windows: Windows, noise: dict[str, float], seed: int, memory: int, model: ForecastModel
+    data: Trajectories,
+    windows: Windows,
+    noise: dict[str, float],
+    key: Key,
+    memory: int,
+    model: ForecastModel,
 ) -> Iterator[_Part]:
     """Consecutive forecasts whose members fit into memory together."""
     channels = COPIES * (len(model.state_names) + 2 * len(model.output_names)) + 2 * len(data.output_names)
@@ -208,17 +246,23 @@ def _parts(
     while begin < len(windows):
         fits = int(np.searchsorted(np.cumsum(cost[begin:]), memory, side="right"))
         end = min(begin + max(fits, 1), len(windows))
-        yield _part(data, windows, begin, end, slice(int(offsets[begin]), int(offsets[end])), noise, seed)
+        yield _part(data, windows, begin, end, slice(int(offsets[begin]), int(offsets[end])), noise, key)
         begin = end
 
 
 def _part(
-    data: Trajectories, windows: Windows, begin: int, end: int, rows: slice, noise: dict[str, float], seed: int
+    data: Trajectories,
+    windows: Windows,
+    begin: int,
+    end: int,
+    rows: slice,
+    noise: dict[str, float],
+    key: Key,
 ) -> _Part:
     """Forecasts `begin` to `end`, repeated for each member on data with noise of its own."""
     own, rank = np.unique(windows.owner[begin:end], return_inverse=True)
     copied = replace(data, inputs=Inputs.none()).select(np.tile(own, MEMBERS))
-    copied = replace(copied, outputs=_with_noise(copied.outputs, data, own, noise, seed))
+    copied = replace(copied, outputs=_with_noise(copied.outputs, data, own, noise, key))
     # a row of the data among those of the chosen trajectories, then in the copy of each member
     place = np.full(data.time.size, -1)
     kept = ragged_rows(data.row_size, own)
@@ -243,12 +287,13 @@ def _part(
 
 
 def _with_noise(
-    outputs: FloatArray, data: Trajectories, own: IntArray, noise: dict[str, float], seed: int
+    outputs: FloatArray, data: Trajectories, own: IntArray, noise: dict[str, float], key: Key
 ) -> FloatArray:
     """Measurements (MEMBERS · obs', d') as each member might have had them; NaN stays NaN."""
+    seed, number = key
     std = np.array([noise.get(name, 0.0) for name in data.output_names])
     draws = [
-        np.random.default_rng([seed, STREAM_START, int(b)]).standard_normal(
+        np.random.default_rng([seed, STREAM_START, int(number[b])]).standard_normal(
             (MEMBERS, int(data.row_size[b]), len(data.output_names))
         )
         for b in own

@@ -92,7 +92,13 @@ class Windows:
         return np.arange(self.time.size) - np.repeat(np.cumsum(self.row_size) - self.row_size, self.row_size)
 
 
-def plan_windows(data: Trajectories, *, horizon: float | None = None, from_every: float | None = None) -> Windows:
+def plan_windows(
+    data: Trajectories,
+    *,
+    horizon: float | None = None,
+    from_every: float | None = None,
+    tolerance: float | None = None,
+) -> Windows:
     """Lay out the forecasts of a data set (see the module docstring).
 
     Parameters
@@ -102,6 +108,8 @@ def plan_windows(data: Trajectories, *, horizon: float | None = None, from_every
         H, length of each forecast in the data's time unit; without it, all that was recorded.
     from_every : float, optional
         S, time between starts.
+    tolerance : float, optional
+        Of times, by all trajectories of which these are a slice; a slice may hold no forecast.
 
     Raises
     ------
@@ -116,42 +124,48 @@ def plan_windows(data: Trajectories, *, horizon: float | None = None, from_every
     if len(data) == 0:
         raise DataError("the file holds no trajectory, so there is nothing to forecast.")
     if from_every is not None:
-        return _repeated(data, horizon, from_every)
-    return _whole(data, horizon)
+        return _repeated(data, horizon, from_every, tolerance)
+    return _whole(data, horizon, time_tolerance(data) if tolerance is None else tolerance)
 
 
 def time_tolerance(data: Trajectories) -> float:
     """1 % of the median interval of the samples, or of the inputs where there are no samples."""
-    interval = data.sampling_interval()
-    if interval == 0.0 and data.inputs.sampled is not None:
-        clock = data.inputs.sampled
-        inside = np.diff(np.repeat(np.arange(len(data)), clock.row_size)) == 0
-        steps = np.diff(clock.time)[inside]
-        interval = float(np.median(steps)) if steps.size else 0.0
-    largest = float(np.max(np.abs(data.time), initial=0.0))
-    return max(TIME_TOLERANCE * interval, 1e-12 * largest)
+    return tolerance_of(
+        data.sampling_interval() or _input_interval(data), float(np.max(np.abs(data.time), initial=0.0))
+    )
 
 
-def _repeated(data: Trajectories, horizon: float | None, every: float) -> Windows:
-    """Forecasts from every multiple of `every`."""
-    tolerance = time_tolerance(data)
+def tolerance_of(interval: float, latest: float) -> float:
+    """The tolerance by the median sampling interval and the largest of all times."""
+    return max(TIME_TOLERANCE * interval, 1e-12 * latest)
+
+
+def _input_interval(data: Trajectories) -> float:
+    """The median interval of the inputs' samples, where there are any."""
+    clock = data.inputs.sampled
+    if clock is None:
+        return 0.0
+    inside = np.diff(np.repeat(np.arange(len(data)), clock.row_size)) == 0
+    steps = np.diff(clock.time)[inside]
+    return float(np.median(steps)) if steps.size else 0.0
+
+
+def _repeated(data: Trajectories, horizon: float | None, every: float, of_all: float | None) -> Windows:
+    """Forecasts from every multiple of `every`; those of a slice where the tolerance of all is given."""
+    tolerance = time_tolerance(data) if of_all is None else of_all
     if float(np.max(data.end - data.start)) / every > MAX_GRID:
         raise UsageError(
             f"--from-every {every:g} asks for more than {MAX_GRID} forecasts of a recording.",
             f"It counts in the data's unit, {data.time_unit}.",
         )
-    found = find_windows(data, 0.0 if horizon is None else horizon, every)
+    found = find_windows(data, 0.0 if horizon is None else horizon, every, of_all)
     owner, first = found.owner, found.first
     stop = found.stop if horizon is not None else data.offsets[owner + 1]
     longer = stop - first > 1  # a forecast of its own start says nothing
     owner, first, stop = owner[longer], first[longer], stop[longer]
-    if owner.size == 0:
+    if owner.size == 0 and of_all is None:
         longest = float(np.max(data.end - data.start, initial=0.0))
-        needed = "two samples" if horizon is None else f"the horizon of {horizon:g} {data.time_unit}"
-        raise DataError(
-            f"no recording is long enough for a forecast over {needed}: the longest takes {longest:g}.",
-            "Choose a shorter --horizon, or leave --from-every out.",
-        )
+        raise no_forecast(horizon, longest, data.time_unit)
     start = data.time[first]
     rows = np.repeat(first - (np.cumsum(stop - first) - (stop - first)), stop - first) + np.arange(
         int((stop - first).sum())
@@ -165,8 +179,17 @@ def _repeated(data: Trajectories, horizon: float | None, every: float) -> Window
         row_size=stop - first,
         time=data.time[rows],
         row=rows,
-        horizon=float(np.max(data.time[stop - 1] - start)) if horizon is None else horizon,
+        horizon=float(np.max(data.time[stop - 1] - start, initial=0.0)) if horizon is None else horizon,
         tolerance=tolerance,
+    )
+
+
+def no_forecast(horizon: float | None, longest: float, unit: str) -> DataError:
+    """The error where `--from-every` finds no start that is followed by enough."""
+    needed = "two samples" if horizon is None else f"the horizon of {horizon:g} {unit}"
+    return DataError(
+        f"no recording is long enough for a forecast over {needed}: the longest takes {longest:g}.",
+        "Choose a shorter --horizon, or leave --from-every out.",
     )
 
 
@@ -179,9 +202,8 @@ def _name_windows(ids: tuple[str, ...], owner: IntArray, since: FloatArray) -> t
     return names
 
 
-def _whole(data: Trajectories, horizon: float | None) -> Windows:
+def _whole(data: Trajectories, horizon: float | None, tolerance: float) -> Windows:
     """One forecast per trajectory, over the samples and beyond them where the horizon asks for it."""
-    tolerance = time_tolerance(data)
     start = data.start
     owner = data.trajectory_of_row()
     kept = np.ones(owner.size, bool) if horizon is None else data.time - start[owner] <= horizon + tolerance

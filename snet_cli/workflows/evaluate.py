@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -31,9 +32,15 @@ from snet_cli.forecasting.windows import Windows, plan_windows
 from snet_cli.models.user import read_source
 from snet_cli.training.relaxed_score import RelaxedRule
 from snet_cli.workflows import memory
-from snet_cli.workflows.bands import bands_of, required_posterior
+from snet_cli.workflows.bands import band_maker, band_notes, required_posterior
 from snet_cli.workflows.ensemble import members_of
-from snet_cli.workflows.evaluate_slices import check_options, chosen, evaluate_in_slices, needs_slices
+from snet_cli.workflows.evaluate_slices import (
+    SlicedEvaluation,
+    check_options,
+    chosen,
+    evaluate_in_slices,
+    needs_slices,
+)
 from snet_cli.workflows.held_out import hold_out, scorable
 from snet_cli.workflows.provenance import history_line, provenance
 from snet_cli.workflows.reporter import Reporter, Silent
@@ -89,7 +96,7 @@ def evaluate(
     source = None if options.model is None else read_source(options.model)
     trained = from_checkpoint(loaded.checkpoint, model, source)
     parse_requirements(options.require, trained.layout.outputs)  # a bound that names nothing fails before any work
-    if needs_slices(test, len(trained.layout.states), common, team):
+    if needs_slices(test, len(trained.layout.states), options, common, team):
         for note in loaded.notes:
             report.note(note)
         return _in_slices(test, model, output, options, common, force, dry_run, report, team, loaded, trained, started)
@@ -104,11 +111,7 @@ def evaluate(
     posterior = required_posterior(loaded.checkpoint, trained, model) if options.bands else None
     set_threads(common.threads, len(data) * EVALUATION_WIDTH, team.place.local_size)
     windows = plan_windows(data, horizon=options.horizon, from_every=options.from_every)
-    if output is not None:
-        check_no_input_is_overwritten(output, model, test)
-        check_output(output, force)
-    if options.plot is not None and not dry_run:
-        check_folder(options.plot, force)
+    _check_outputs(output, options, force, dry_run, model, test)
     if dry_run:
         return _plan(trained, data, windows)
     size = memory.of_forecasts(int(np.sum(windows.row_size)), len(trained.layout.states))
@@ -133,12 +136,10 @@ def evaluate(
     together = ensemble_scores([forecast_of(member) for member in members]).to_json() if members else None
     bands = None
     if posterior is not None:
-        bands = bands_of(trained, posterior, data, forecast, options, common, device, report)
-    record = provenance(
-        "evaluate",
-        {**options.model_dump(mode="json"), **common.model_dump(mode="json")},
-        parents={"model": loaded.sha256, "test": data_file.sha256},
-    )
+        bands = band_maker(trained, posterior, options, common, device, report, team.place).of(data, windows)
+        for note in band_notes(forecast.initial_state, bands.failed, len(forecast), bands.members):
+            report.note(note)
+    record = _record(options, common, loaded.sha256, data_file.sha256)
     if output is not None and team.is_lead:
         _write(output, forecast, bands, record, (loaded.checkpoint.history, data.history), force)
     history = loaded.checkpoint.extra.get("history", {}).get("loss")
@@ -173,10 +174,9 @@ def _in_slices(
 ) -> dict[str, Any]:
     """The same where the forecasts do not fit into the memory all at once."""
     device = choose_device(common.device, team.place)
-    check_options(options, bool(members_of(loaded.checkpoint, model)), output)
-    if output is not None:
-        check_no_input_is_overwritten(output, model, test)
-        check_output(output, force)
+    check_options(options)
+    posterior = required_posterior(loaded.checkpoint, trained, model) if options.bands else None
+    _check_outputs(output, options, force, dry_run, model, test)
     with open_slices(test, max_bytes=common.max_bytes) as whole:
         for note in notes_on_file(whole):
             report.note(note)
@@ -192,16 +192,40 @@ def _in_slices(
                 "trajectories": len(slices),
                 "in_slices": True,
             }
-        record = provenance(
-            "evaluate",
-            {**options.model_dump(mode="json"), **common.model_dump(mode="json")},
-            parents={"model": loaded.sha256, "test": whole.sha256},
-        )
-        histories = (loaded.checkpoint.history, whole.shell.history)
-        summary = evaluate_in_slices(
-            trained, slices, output, options, record, histories, force, device, report, team
-        ).to_json()
-    return {"command": "evaluate", **summary, "seconds": time.perf_counter() - started, "ensemble": None}
+        source = None if options.model is None else read_source(options.model)
+        members = [from_checkpoint(one, model, source) for one in members_of(loaded.checkpoint, model)]
+        run = SlicedEvaluation(trained, members, posterior, slices, options, common, device, report, team)
+        record = _record(options, common, loaded.sha256, whole.sha256)
+        found = evaluate_in_slices(run, output, record, (loaded.checkpoint.history, whole.shell.history), force)
+    pictures: list[Path] = []
+    if found.pictured is not None and found.pictured.forecasts:
+        forecast, bands = found.pictured.together()
+        history = loaded.checkpoint.extra.get("history", {}).get("loss")
+        pictures = write_pictures(str(options.plot), forecast, history, force, bands, found.pictured.total)
+    summary = replace(
+        found.report, seconds=time.perf_counter() - started, pictures=tuple(str(path) for path in pictures)
+    )
+    return {"command": "evaluate", **summary.to_json(), "ensemble": found.ensemble}
+
+
+def _check_outputs(
+    output: str | None, options: EvaluateOptions, force: bool, dry_run: bool, model: str, test: str
+) -> None:
+    """Refuse, before any work, what could not be written."""
+    if output is not None:
+        check_no_input_is_overwritten(output, model, test)
+        check_output(output, force)
+    if options.plot is not None and not dry_run:
+        check_folder(options.plot, force)
+
+
+def _record(options: EvaluateOptions, common: CommonOptions, model: str, test: str) -> dict[str, Any]:
+    """Provenance of the forecasts; `model` and `test` are the sha256 of the files."""
+    return provenance(
+        "evaluate",
+        {**options.model_dump(mode="json"), **common.model_dump(mode="json")},
+        parents={"model": model, "test": test},
+    )
 
 
 def _require_rule(trained: TrainedModel, path: str) -> RelaxedRule:

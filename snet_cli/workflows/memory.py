@@ -7,11 +7,8 @@ from its sizes and refused, with the figure, where it cannot fit. The constants 
 
 from __future__ import annotations
 
-import math
-import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from itertools import pairwise
-from pathlib import Path
 
 import numpy as np
 
@@ -23,6 +20,7 @@ from snet_cli.models.base import StateSpace
 from snet_cli.models.options import ModelOptions
 from snet_cli.training.lbfgs import PAIRS
 from snet_cli.training.options import FitOptions
+from snet_cli.workflows.memory_limits import FEWER, free_memory, left, limits, require_memory, resident, size_text
 
 NUMBER = 8
 """Bytes of a float64."""
@@ -45,34 +43,13 @@ ONE = Place()
 LAUNCHER = 250e6
 """Bytes of `torchrun`, which imports torch."""
 
-FEWER = "Use fewer trajectories, samples, elements or weights, or raise --max-memory where there is more."
-
-
-def require_memory(what: str, needed: float, common: CommonOptions) -> None:
-    """Refuse work that cannot fit.
-
-    Parameters
-    ----------
-    what : str
-        Subject of the message.
-    needed : float
-        Bytes that it will take beside what the process has.
-
-    Raises
-    ------
-    UsageError
-    """
-    free, reason = min(_limits(common.max_memory))
-    if needed > free:
-        raise UsageError(f"{what} needs about {_size(needed)} of memory, more than the {_size(free)} {reason}.", FEWER)
-
 
 def share(common: CommonOptions, place: Place) -> float:
     """Bytes that one of the processes of this machine may take in all, what it has included.
 
     `--max-memory` is that of all processes together, their launcher included: they share the machine.
     """
-    limit = min(_limits(common.max_memory))[0]
+    limit = min(limits(common.max_memory))[0]
     return limit if place.local_size == 1 else max(limit - LAUNCHER, 0.0) / place.local_size
 
 
@@ -83,60 +60,12 @@ def require_share(what: str, needed: float, common: CommonOptions, place: Place)
     ------
     UsageError
     """
-    free, reason = min(_limits(common.max_memory))
+    free, reason = min(limits(common.max_memory))
     if needed > share(common, place):
         each = f" in each of {place.local_size} processes" if place.local_size > 1 else ""
         raise UsageError(
-            f"{what} needs about {_size(needed)} of memory{each}, more than the {_size(free)} {reason}.", FEWER
+            f"{what} needs about {size_text(needed)} of memory{each}, more than the {size_text(free)} {reason}.", FEWER
         )
-
-
-def resident() -> float:
-    """Bytes that this process has in memory now."""
-    return _kilobytes(_read("/proc/self/status"), "VmRSS:")
-
-
-def free_memory(common: CommonOptions) -> float:
-    """Bytes that may still be taken: `--max-memory`, and what the machine and the limits of the process leave."""
-    return min(_limits(common.max_memory))[0]
-
-
-def _limits(max_memory: int | None) -> Iterator[tuple[float, str]]:
-    """Bytes that may be taken, each with what limits them."""
-    if max_memory is not None:
-        yield float(max_memory), "of --max-memory"
-    yield math.inf, "that there are"
-    text = _read("/proc/meminfo")
-    if "MemAvailable:" in text:
-        yield _kilobytes(text, "MemAvailable:"), "that this machine has left"
-    space = resource.getrlimit(resource.RLIMIT_AS)[0]
-    if space != resource.RLIM_INFINITY:
-        used = _kilobytes(_read("/proc/self/status"), "VmSize:")
-        yield max(space - used, 0.0), "that the limit on address space (ulimit -v) leaves"
-    group = Path("/sys/fs/cgroup" + _read("/proc/self/cgroup").rpartition("::")[2].strip())
-    most, used_by_group = _read(group / "memory.max").strip(), _read(group / "memory.current").strip()
-    if most.isdigit() and used_by_group.isdigit():
-        cached = [
-            line.split()[1] for line in _read(group / "memory.stat").splitlines() if line.startswith("inactive_f")
-        ]
-        free = int(most) - int(used_by_group) + sum(map(int, cached))
-        yield float(max(free, 0)), "that this process's group (cgroup) has left"
-
-
-def _read(path: str | Path) -> str:
-    try:
-        return Path(path).read_text("utf-8")
-    except (OSError, ValueError):  # another system
-        return ""
-
-
-def _kilobytes(text: str, name: str) -> float:
-    words = text.partition(name)[2].split()
-    return 1024.0 * float(words[0]) if words else 0.0
-
-
-def _size(size: float) -> str:
-    return f"{size / 1e9:.3g} GB" if size >= 1e9 else f"{size / 1e6:.3g} MB"
 
 
 # Estimates, in bytes
@@ -191,3 +120,6 @@ def _widths(options: ModelOptions, space: StateSpace) -> Sequence[int]:
     """Widths of the layers: what goes in, hidden ones, and what comes out; of a user's model the ends."""
     hidden = getattr(options, "hidden", [])
     return [len(space.states) + len(space.inputs), *hidden, len(space.states)]
+
+
+__all__ = ["free_memory", "left", "require_memory", "resident"]
