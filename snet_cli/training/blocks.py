@@ -10,7 +10,7 @@ evaluation, which costs less than reading it from a disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -24,6 +24,7 @@ from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model, NodeData
 from snet_cli.spectral.mesh import Mesh
 from snet_cli.training.problem import Problem, held_out_elements
+from snet_cli.training.sizes import bytes_of
 from snet_cli.training.state_layout import StateLayout
 
 FloatArray = NDArray[np.float64]
@@ -54,6 +55,8 @@ class BlockProblem:
     device : torch.device
     room : float
         Bytes that kept blocks may take.
+    share : ndarray, shape (M, n), optional
+        What the squared residuals of each of `elements` count, where not all count alike.
     """
 
     layout: StateLayout
@@ -66,6 +69,7 @@ class BlockProblem:
     scale: FloatArray
     device: torch.device
     room: float = 0.0
+    share: FloatArray | None = None
 
     @property
     def points(self) -> int:
@@ -76,6 +80,14 @@ class BlockProblem:
         """Ranges of `elements` of one block each; they depend on the data only."""
         step = max(1, BLOCK_POINTS // (self.mesh.basis.order + 1))
         return [slice(begin, begin + step) for begin in range(0, self.elements.size, step)]
+
+    def parts(self) -> Iterator[Problem]:
+        """One block after the other (`problem.Points`)."""
+        return map(self.block, self.cuts())
+
+    def with_share(self, share: Tensor) -> BlockProblem:
+        """The same with squared residuals that count for so much, shape (M, n), by element and state."""
+        return replace(self, share=share.cpu().numpy(), room=0.0)  # the plain blocks have the room
 
     def block(self, cut: slice) -> Problem:
         """The problem on some of the elements, in the weights that they have in the whole."""
@@ -99,7 +111,9 @@ class BlockProblem:
             return torch.from_numpy(values).to(self.device)
 
         arrays = (flat(t), flat(nodes), flat(slope), flat(u), flat(weight))
-        return Problem(self.layout, mesh, nodes, *arrays, torch.from_numpy(self.scale).to(self.device))
+        scale = torch.from_numpy(self.scale).to(self.device)
+        share = None if self.share is None else flat(np.repeat(self.share[cut, None], nodes.shape[1], 1))
+        return Problem(self.layout, mesh, nodes, *arrays, scale, share)
 
     def with_scale(self, team: Team = ALONE) -> BlockProblem:
         """The same with s one over the root mean square of ẋ over all processes; 1 for a state that never moves."""
@@ -119,7 +133,17 @@ class BlockProblem:
         """The problem on these elements alone, in weights that sum to 1 over all processes."""
         at = self.mesh.left_boundary_of(elements)
         (total,) = team.total(float((self.mesh.boundaries[at + 1] - self.mesh.boundaries[at]).sum()))
-        return replace(self, elements=elements, total=total)
+        return replace(self, elements=elements, total=total, share=None)
+
+    def between(self, begin: int, end: int) -> Problem:
+        """All elements of trajectories `begin` to `end` of this process, whether or not they count, with their mesh."""
+        first = self.mesh.first_element
+        everything = replace(self, elements=np.arange(first[begin], first[end]), share=None)
+        return replace(everything.block(slice(None)), mesh=self.mesh.between(begin, end))
+
+    def everywhere(self, team: Team = ALONE) -> BlockProblem:
+        """The same with every element counting, those in gaps too."""
+        return self.of(np.arange(self.mesh.elements), team)
 
     def node_data(self, most: int) -> NodeData:
         """The first points that count, `most` at most."""
@@ -161,6 +185,10 @@ class BlockResidual:
         value: Tensor = _BlockSum.apply(self, *parameters)  # type: ignore[no-untyped-call]
         return value
 
+    def release(self) -> None:
+        """Keep no block any more."""
+        self.kept, self.taken = {}, 0.0
+
     def evaluate(self, parameters: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """R, and its gradient by each of the parameters."""
         total = torch.zeros((), dtype=torch.float64, device=self.problem.device)
@@ -185,7 +213,7 @@ class BlockResidual:
             return self.kept[number]
         residual = self.problem.block(self.cuts[number]).residual(self.model)
         loss: Callable[[], Tensor] = residual if residual.squares is None else residual.squares
-        size = _bytes_of(loss)
+        size = bytes_of(loss)
         if self.taken + size <= self.problem.room:
             self.kept[number] = loss
             self.taken += size
@@ -208,19 +236,3 @@ class _BlockSum(torch.autograd.Function):
             g * gradient.to(g.dtype) if needed else None
             for g, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
         )
-
-
-def _bytes_of(value: Any, seen: set[int] | None = None) -> float:
-    """Bytes of all tensors that an object holds, each storage once; weights of the model do not count."""
-    seen = set() if seen is None else seen
-    if isinstance(value, torch.nn.Module):
-        return 0.0
-    if isinstance(value, Tensor):
-        storage = value.untyped_storage()
-        if storage.data_ptr() in seen:
-            return 0.0
-        seen.add(storage.data_ptr())
-        return float(storage.nbytes())
-    if isinstance(value, list | tuple):
-        return sum(_bytes_of(item, seen) for item in value)
-    return sum(_bytes_of(item, seen) for item in vars(value).values()) if hasattr(value, "__dict__") else 0.0

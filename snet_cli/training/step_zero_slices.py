@@ -19,8 +19,9 @@ from snet_cli.data.trajectories import Trajectories
 from snet_cli.distributed import Team
 from snet_cli.spectral.fitting import Samples, fit_series
 from snet_cli.spectral.mesh import Mesh, build_mesh
-from snet_cli.training.node_inputs import jump_times
+from snet_cli.training.node_inputs import inputs_at_nodes, jump_times
 from snet_cli.training.relaxed import known_start_mask
+from snet_cli.training.starts import with_lagged_inputs
 from snet_cli.training.state_layout import StateLayout
 from snet_cli.training.step_zero import (
     FittedChannels,
@@ -120,6 +121,8 @@ class StepZeroSums:
         Sample times with any value.
     gains : ndarray, shape (3,)
         As from `rate_gains`.
+    lag_time : float
+        Time constant that lagged inputs begin with.
     """
 
     layout: StateLayout
@@ -128,6 +131,7 @@ class StepZeroSums:
     known_start: bool
     seed: int
     origin: FloatArray
+    lag_time: float = 0.0
     condition: float = 0.0
     penalty: float = 0.0
     sums: dict[str, FloatArray] = field(default_factory=dict)
@@ -147,6 +151,9 @@ class StepZeroSums:
         fit = fit_series(mesh, samples, None if x0 is None else x0[:, channels.fitted], self.seed)
         nodes = all_states(mesh, fit, layout, channels)
         start_at(nodes, mesh, known)
+        if layout.lags:
+            constants = np.full(len(layout.lags), self.lag_time)
+            nodes = with_lagged_inputs(mesh, nodes, layout, inputs_at_nodes(mesh, data.inputs), constants)
         self.condition, self.penalty = max(self.condition, fit.condition), max(self.penalty, fit.penalty)
         self._count(data, mesh, nodes, samples)
         return SliceSeries(mesh, nodes, fit.determined)

@@ -42,6 +42,7 @@ from snet_cli.workflows.resume import (
 )
 from snet_cli.workflows.run_state import encode_state, on_device
 from snet_cli.workflows.sliced_data import SlicedData, load_slices, needs_slices
+from snet_cli.workflows.slices_end import estimates_in_slices
 from snet_cli.workflows.train_one import (
     checkpoint_of,
     limits_of,
@@ -218,7 +219,8 @@ def _train_and_write(task: FitTask, begun: Begun, run_key: dict[str, Any], saved
     if result.status == "diverged" and result.iterations == 0 and writer is not None:
         writer.discard()
     _require_a_model(training, result, report)
-    setup = with_estimates(parts.setup, training)
+    sliced = begun.in_slices
+    setup = with_estimates(parts.setup, training) if sliced is None else estimates_in_slices(sliced.setup, training)
     scores, reason = final_scores(task, begun, training, result, setup)
     if reason is not None:
         report.note(reason)
@@ -249,7 +251,8 @@ def _train_and_write(task: FitTask, begun: Begun, run_key: dict[str, Any], saved
     if writer is not None:
         ended = {"limits": _asked(task, training.method.name), "sha256": sha256, "result": answer}
         # a joint run that has no confidence for want of time is not at its end: --resume computes it
-        complete = complete and not (posterior is None and training.method.name == "joint" and options.max_time)
+        kept = posterior is not None or sliced is not None
+        complete = complete and not (not kept and training.method.name == "joint" and options.max_time)
         writer.finish(ended if complete and result.status in FINISHED else None)
     return answer
 

@@ -75,12 +75,8 @@ def needs_slices(train: str, options: FitOptions, common: CommonOptions, team: T
 
 
 def can_slice(options: FitOptions) -> bool:
-    """Whether these options train on sums over slices: δ-SNet by L-BFGS or Adam, on squared errors."""
-    return (
-        options.method in ("delta", "auto")
-        and options.loss == "squared"
-        and options.theta_step.name in ("lbfgs", "adam")
-    )
+    """Whether these options train on sums over slices: δ-SNet and joint Gauss-Newton, on squared errors."""
+    return options.method in ("delta", "joint", "auto") and options.loss == "squared"
 
 
 def _too_large(train: str, common: CommonOptions, team: Team) -> bool:

@@ -14,23 +14,27 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from snet_cli.data.constants import known_constants
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.trajectory_slices import TrajectorySlices, joined
 from snet_cli.distributed import Team
-from snet_cli.errors import DataError
-from snet_cli.models.base import NodeData
+from snet_cli.errors import DataError, UsageError
+from snet_cli.models.base import Model, NodeData
+from snet_cli.models.mlp import Mlp
 from snet_cli.models.registry import state_space
+from snet_cli.spectral.fitting import channel_scales
 from snet_cli.spectral.mesh import Mesh, mesh_between
 from snet_cli.spectral.selection import SELECTION_SAMPLES
+from snet_cli.training.alpha_mesh import refine_for_alpha
 from snet_cli.training.blocks import BlockProblem
-from snet_cli.training.node_inputs import inputs_at_nodes
+from snet_cli.training.method_choice import EXACT
 from snet_cli.training.options import FitOptions
+from snet_cli.training.starts import FIRST_LAG, free_states
 from snet_cli.training.state_layout import StateLayout, observed_names
 from snet_cli.training.step_zero import StepZero
 from snet_cli.training.step_zero_slices import Discretisation, Judged, StepZeroSums, discretise
 from snet_cli.workflows import memory
+from snet_cli.workflows.node_pass import NodePass, elements_of
 from snet_cli.workflows.reporter import Reporter, Tick
 from snet_cli.workflows.trained_model import TrainedModel, extent_of
 from snet_cli.workflows.training_setup import (
@@ -54,6 +58,13 @@ NORMALISING_POINTS = 200_000
 WORKING_ROOM = 250e6
 """Bytes that are left for what a slice or a block takes while it is worked on."""
 
+MOVING = ("alpha", "joint")
+"""Methods that move X."""
+
+TRIALS, STATE_COPIES = 2, 4
+"""Copies of X beside step 0's where it moves: where it is, and a trial. Copies of all processes' X where a state is
+written: collected, copied, in the file's image."""
+
 
 @dataclass(frozen=True)
 class SlicedSetup:
@@ -70,6 +81,10 @@ class SlicedSetup:
         Step 0 of the whole in numbers.
     cuts : list of (int, int)
         Ranges of the file that this process reads.
+    bounds : tuple of int
+        First trajectory of each range among those of this process, and their number.
+    trajectories, all_starts, free_states : int
+        Of all processes: trajectories, their initial states, and those of these that the file does not know.
     seconds : float
         Time of the pass over them.
     """
@@ -78,7 +93,17 @@ class SlicedSetup:
     problem: BlockProblem
     judged: Judged
     cuts: list[tuple[int, int]]
+    bounds: tuple[int, ...]
+    trajectories: int
+    all_starts: int
+    free_starts: int
     seconds: float
+
+    @property
+    def exact(self) -> bool:
+        """Whether step 0 predicts held-out samples as well as the truth would."""
+        noise = self.setup.step_zero.noise
+        return bool(np.isfinite(noise).all() and (noise < EXACT * self.judged.spread).all())
 
 
 def set_up_in_slices(
@@ -86,6 +111,7 @@ def set_up_in_slices(
     common: CommonOptions,
     slices: TrajectorySlices,
     device: torch.device,
+    method: str,
     deadline: float,
     known: StepZero | None,
     report: Reporter,
@@ -95,6 +121,8 @@ def set_up_in_slices(
 
     Parameters
     ----------
+    method : str
+        One that moves X has every element count, on the finer mesh that α-SNet and joint take.
     deadline : float
         Reading of `time.perf_counter` after which the search for order and elements takes its best so far.
     known : StepZero, optional
@@ -107,6 +135,9 @@ def set_up_in_slices(
     shell = slices.shell
     choice = choose_model(options, shell)
     layout = lay_out(options, choice, shell)
+    moving = method in MOVING
+    if moving:
+        _require_known_states(method, layout)
     seen = observed_names(shell.output_names, options.observe)
     space = state_space(choice.name, seen, shell.inputs.names)._replace(states=layout.states)
     model = new_model(choice, space, common).to(device)
@@ -114,6 +145,10 @@ def set_up_in_slices(
     spans = slices.spans(cuts)
     first = _first_trajectories(slices, spans, team)
     found = _discretisation(options, common, first, layout, choice, deadline, known, team)
+    if moving and known is None:
+        found = _refined(options, found, first, int(slices.row_size.max()))
+    if isinstance(model, Mlp) and model.lags:
+        model.first_lag.fill_(FIRST_LAG * first.sampling_interval())
     sums = StepZeroSums(
         layout,
         second_order_of(choice),
@@ -121,9 +156,10 @@ def set_up_in_slices(
         options.x0 != "free",
         stream(common.seed, STREAM_HELD_OUT),
         _means(first),
+        FIRST_LAG * first.sampling_interval(),
     )
-    require_room(slices, spans, found, layout, len(space.inputs), common, team)
-    passed = _Pass(spans, found, layout.states, space.inputs, model.constants)
+    require_room(slices, spans, found, layout, len(space.inputs), common, team, moving=moving)
+    passed = NodePass(spans, found, layout, space.inputs, model.constants)
     begun = time.perf_counter()
     for number, (begin, end) in enumerate(cuts, 1):
         data = slices.read(begin, end)
@@ -133,25 +169,73 @@ def set_up_in_slices(
     seconds = time.perf_counter() - begun
     judged = sums.total(team)
     _require_values(slices, judged)
-    problem = passed.problem(layout, device, team)
+    problem = passed.problem(layout, device, team, everywhere=moving)
     if options.scaled:
         problem = problem.with_scale(team)
+    setup = _setup(options, slices, choice, layout, space.inputs, model, passed, problem, judged, found, team)
+    trajectories, free = (int(count) for count in team.total(float(problem.mesh.trajectories), float(passed.free)))
+    starts = trajectories * (len(layout.states) - len(layout.lags))
+    return SlicedSetup(setup, problem, judged, cuts, passed.bounds, trajectories, starts, free, seconds)
+
+
+def _setup(
+    options: FitOptions,
+    slices: TrajectorySlices,
+    choice: ModelChoice,
+    layout: StateLayout,
+    inputs: tuple[str, ...],
+    model: Model,
+    passed: NodePass,
+    problem: BlockProblem,
+    judged: Judged,
+    found: Discretisation,
+    team: Team,
+) -> Setup:
+    """The model's normalisation, and what any fit has before the first iteration."""
+    shell = slices.shell
     wanted = min(max(NORMALISING_POINTS - team.before(problem.points), 0), problem.points)
     model.fit_normalization(NodeData(*(team.gather(column) for column in problem.node_data(wanted))))
-    zero = _stand_in(problem, judged, found, options.scaled, team)
     trained = TrainedModel(
         model,
         choice.tree,
         layout,
-        space.inputs,
+        inputs,
         {name: unit for name, unit in {**shell.units, **shell.inputs.units}.items() if unit},
         shell.time_unit,
         {} if shell.inputs.sampled is None else dict(zip(*hold_of(shell), strict=True)),
         dict(zip(model.constants, passed.mean_constants(team), strict=True)),
-        *_statistics(problem, team),
+        *statistics_of(problem, team),
         choice.source,
     )
-    return SlicedSetup(Setup(choice, layout, zero, problem.block(slice(0, 1)), trained), problem, judged, cuts, seconds)
+    zero = _stand_in(problem, judged, found, options.scaled, team)
+    return Setup(choice, layout, zero, problem.block(slice(0, 1)), trained)
+
+
+def _require_known_states(method: str, layout: StateLayout) -> None:
+    """Refuse hidden states that training alone determines: their starts are compared on all trajectories at once.
+
+    Raises
+    ------
+    UsageError
+    """
+    if hidden := [layout.states[i] for i in free_states(layout)]:
+        raise UsageError(
+            f"method {method} with the hidden state '{hidden[0]}' needs all trajectories in memory at once, "
+            "and they do not fit.",
+            memory.FEWER,
+        )
+
+
+def _refined(options: FitOptions, found: Discretisation, first: Trajectories, samples: int) -> Discretisation:
+    """As fine as the samples allow where X moves, as `build_alpha.refined`; the first trajectories tell the noise."""
+    limit = EXACT * channel_scales(first.outputs)[1]
+    exact = bool(np.isfinite(found.noise).all() and (found.noise < limit).all())
+    order, elements = refine_for_alpha(found.order, found.elements, samples, exact=exact)
+    return replace(
+        found,
+        order=order if options.order == "auto" else found.order,
+        elements=elements if options.elements == "auto" else found.elements,
+    )
 
 
 def _first_trajectories(slices: TrajectorySlices, spans: FloatArray, team: Team) -> Trajectories:
@@ -215,83 +299,25 @@ def require_room(
     inputs: int,
     common: CommonOptions,
     team: Team,
+    *,
+    moving: bool = False,
 ) -> None:
-    """Refuse what cannot be kept of all trajectories: x and u at the nodes of this process.
+    """Refuse what cannot be kept of all trajectories: x and u at the nodes of this process, and x of all that move.
 
     Raises
     ------
     UsageError
     """
-    points = float(_elements(spans, found).sum()) * (found.order + 1)
+    points = float(elements_of(spans, found).sum()) * (found.order + 1)
     size = memory.NUMBER * (points * (len(layout.states) + inputs) + 12.0 * spans.size)
+    if moving:
+        size += bytes_of_moves(memory.NUMBER * points * len(layout.states), team)
     memory.require_share(f"training on {len(slices)} trajectories", size + WORKING_ROOM, common, team.place)
 
 
-def _elements(spans: FloatArray, found: Discretisation) -> NDArray[np.int64]:
-    """Elements of each trajectory, as `build_mesh` cuts them."""
-    return np.maximum(1, np.rint(found.elements * np.nan_to_num(spans) / found.longest)).astype(np.int64)
-
-
-class _Pass:
-    """What a pass over this process's slices keeps."""
-
-    def __init__(
-        self,
-        spans: FloatArray,
-        found: Discretisation,
-        states: tuple[str, ...],
-        inputs: tuple[str, ...],
-        constants: tuple[str, ...],
-    ) -> None:
-        self.found, self.inputs, self.constants = found, inputs, constants
-        count, P = int(_elements(spans, found).sum()), found.order + 1
-        self.nodes = np.empty((count, P, len(states)))
-        self.u = np.empty((count, P, len(inputs)))
-        self.determined = np.empty(count, bool)
-        self.boundaries: list[FloatArray] = []
-        self.counts: list[NDArray[np.int64]] = []
-        self.known: list[FloatArray] = []
-        self.done = 0
-
-    def take(self, data: Trajectories, sums: StepZeroSums) -> None:
-        """Fit a slice, and keep it."""
-        series = sums.add(data)
-        part = slice(self.done, self.done + series.mesh.elements)
-        columns = [data.inputs.names.index(name) for name in self.inputs]
-        self.nodes[part], self.determined[part] = series.nodes, series.determined
-        self.u[part] = inputs_at_nodes(series.mesh, data.inputs)[:, :, columns]
-        self.boundaries.append(series.mesh.boundaries)
-        self.counts.append(np.diff(series.mesh.first_element))
-        known = known_constants(data, self.constants)
-        one = self.known[0][:1] if self.known else known[:1]
-        alike = all(len(earlier) == 1 for earlier in self.known) and bool((known == one).all())
-        self.known.append(known[:1] if alike else known)
-        if not alike:  # those before had one row for all of theirs
-            self.known = [
-                np.repeat(one, len(count), 0) if len(rows) == 1 else rows
-                for rows, count in zip(self.known, self.counts, strict=True)
-            ]
-        self.done = part.stop
-
-    def problem(self, layout: StateLayout, device: torch.device, team: Team) -> BlockProblem:
-        """All of it as a problem in blocks; elements in gaps do not count, unless they are most of all."""
-        mesh = mesh_between(np.concatenate(self.boundaries), np.concatenate(self.counts), self.found.order)
-        known, whole = team.total(float(self.determined.sum()), float(mesh.elements))
-        counts = self.determined | (known < 0.5 * whole)
-        alike = all(len(rows) == 1 for rows in self.known)
-        constants = self.known[0] if alike else np.concatenate(self.known)
-        scale = np.ones(len(layout.states))
-        problem = BlockProblem(layout, mesh, self.nodes, self.u, constants, np.flatnonzero(counts), 1.0, scale, device)
-        return problem.of(problem.elements, team)
-
-    def mean_constants(self, team: Team) -> list[float]:
-        """Mean of each known constant over all trajectories."""
-        weights = [float(len(count)) / len(rows) for rows, count in zip(self.known, self.counts, strict=True)]
-        sums = sum(weight * rows.sum(0) for weight, rows in zip(weights, self.known, strict=True))
-        *totals, count = team.total(*np.atleast_1d(sums).tolist(), float(sum(len(count) for count in self.counts)))
-        if all(len(rows) == 1 for rows in self.known):
-            return [float(value) for value in self.known[0][0]]
-        return [total / count for total in totals]
+def bytes_of_moves(size: float, team: Team) -> float:
+    """Bytes that X takes beside step 0's where it moves, from its bytes on this process."""
+    return TRIALS * size + STATE_COPIES * (team.total(size)[0] if team.size > 1 else size)
 
 
 def _require_values(slices: TrajectorySlices, judged: Judged) -> None:
@@ -304,7 +330,7 @@ def _require_values(slices: TrajectorySlices, judged: Judged) -> None:
             )
 
 
-def _statistics(problem: BlockProblem, team: Team) -> tuple[FloatArray, FloatArray, FloatArray]:
+def statistics_of(problem: BlockProblem, team: Team) -> tuple[FloatArray, FloatArray, FloatArray]:
     """Mean, range and mean start of each state, as `trained_model.training_statistics`."""
     nodes, starts = problem.nodes, problem.nodes[problem.mesh.first_element[:-1], 0]
     n = nodes.shape[2]

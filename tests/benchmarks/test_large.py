@@ -50,7 +50,7 @@ def set_up(path: str, count: int) -> SlicedSetup:
     options = FitOptions(method="delta", order=10, elements=1)
     with open_slices(path, max_bytes=common.max_bytes) as slices:
         part = slices.where(np.arange(len(slices)) < count)
-        return set_up_in_slices(options, common, part, torch.device("cpu"), np.inf, None, Silent(), ALONE)
+        return set_up_in_slices(options, common, part, torch.device("cpu"), "delta", np.inf, None, Silent(), ALONE)
 
 
 def seconds(sliced: SlicedSetup, *, kept: bool) -> float:

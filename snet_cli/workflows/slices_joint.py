@@ -1,0 +1,91 @@
+"""Joint Gauss-Newton on data that is larger than the memory: X stays in memory, the samples are read in every pass."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import numpy as np
+from numpy.typing import NDArray
+
+from snet_cli.data.trajectory_slices import TrajectorySlices
+from snet_cli.training.arrow import BATCH_BYTES, CROSS_COPIES
+from snet_cli.training.joint import Joint
+from snet_cli.training.relaxed_slices import RelaxedSlices
+from snet_cli.training.warm_up import FINE, ROUGH_IF_EXACT
+from snet_cli.workflows.build_joint import JOINT, SCORE_GAMMA, noise_levels, prior_of_noise
+from snet_cli.workflows.methods import unknowns_notes
+from snet_cli.workflows.slices_parts import channels_in_slices, counts_in_slices, room_left, rule_in_slices
+from snet_cli.workflows.slices_setup import SlicedSetup, bytes_of_moves
+from snet_cli.workflows.training_plan import IN_SLICES, Ingredients, Training, iteration_limit, validation_of
+
+FloatArray = NDArray[np.float64]
+
+BATCH_SHARE = 1 / 3
+"""Share of what is left of the memory for the arrays of a batch, and once more for eliminations that are kept."""
+
+NOTE = (
+    "in slices the mesh stays that of step 0, which is refined where all data is in memory, and no confidence is kept, "
+    "which snet evaluate --bands needs."
+)
+"""What a run in slices does without."""
+
+
+def joint_in_slices(parts: Ingredients, sliced: SlicedSetup, slices: TrajectorySlices) -> Training:
+    """The method and its limits, as `build_joint` has them."""
+    options, setup, team = parts.options, parts.setup, parts.team
+    free = options.x0 == "free"
+    known_exactly = sliced.exact and not setup.layout.lags
+    noise = noise_levels(parts, sliced.exact)
+    channels = channels_in_slices(parts, sliced, noise)
+    counts = counts_in_slices(sliced, channels, free=free)
+    open_notes = unknowns_notes(setup, sliced.trajectories, int(counts.values.sum()), counts.free)
+    rule = rule_in_slices(parts, sliced, SCORE_GAMMA if options.gamma == "auto" else options.gamma, free=free)
+    validation = validation_of(parts, rule)
+    left = max(room_left(parts) - bytes_of_moves(sliced.problem.nodes.nbytes, team), 0.0)
+    batch = min(BATCH_SHARE * left, float(BATCH_BYTES * CROSS_COPIES))
+    kept = left - 2.0 * batch
+    problem = replace(sliced.problem, room=kept)
+    method = Joint(
+        problem,
+        relaxed_slices(sliced, slices, channels, free=free, room=kept),
+        setup.trained.model,
+        gamma=None if options.gamma == "auto" else options.gamma,
+        prior=prior_of_noise(counts, noise) if options.prior == "auto" else options.prior,
+        held_out=None if validation is None else validation.scorer(team),
+        exact=known_exactly,
+        memory=int(batch),
+        team=team,
+    )
+    longer = known_exactly and options.iterations is None
+    limit = iteration_limit(options, JOINT) + (ROUGH_IF_EXACT + FINE if longer else 0)
+    return Training(
+        method,
+        rule,
+        limit,
+        choices=(NOTE, *open_notes),
+        validation=validation,
+        settled={IN_SLICES: True},
+        team=team,
+    )
+
+
+def relaxed_slices(
+    sliced: SlicedSetup, slices: TrajectorySlices, channels: FloatArray, *, free: bool, room: float
+) -> RelaxedSlices:
+    """The relaxed problem of this process.
+
+    Parameters
+    ----------
+    room : float
+        Bytes that slices which are kept may take.
+    """
+    cuts = sliced.cuts
+    return RelaxedSlices(
+        sliced.problem,
+        sliced.bounds,
+        lambda number: slices.read(*cuts[number]),
+        channels,
+        free,
+        float(max(sliced.judged.times, 1)),
+        room,
+    )

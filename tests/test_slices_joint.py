@@ -1,0 +1,134 @@
+"""Joint Gauss-Newton and Levenberg-Marquardt in slices are what they are in one piece.
+
+L-BFGS amplifies the last digits of sums, and so does each step of a second-order method: ten of either end within 1e-7
+of θ's size. (With the hundred steps that joint's warm-up has outside these tests: 1e-6.)
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from snet_cli.data.trajectory_file import save_trajectories
+from snet_cli.training import warm_up
+from snet_cli.training.relaxed_slices import RelaxedSlices
+from snet_cli.workflows import sliced_data
+from tests.command import Snet
+from tests.slices_cases import LAST_DIGITS, recordings, theta
+from tests.teams import together
+
+pytestmark = pytest.mark.usefixtures("one_thread", "short_warm_up")
+
+AMPLIFIED = 1e-7
+
+SMALL = ("--set", "model.hidden=[8]", "--order", 6, "--threads", 1, "--json")
+
+LM = ("fit", "a.h5", "--method", "delta", "--set", "theta_step.name=lm", *SMALL, "--elements", 1, "--iterations")
+
+JOINT = ("fit", "a.h5", "--method", "joint", *SMALL)
+
+
+@pytest.fixture
+def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warm_up, "STEPS", 1)
+
+
+def save_recordings(trajectories: int = 8, **other: Any) -> None:
+    save_trajectories("a.h5", replace(recordings(trajectories=trajectories), **other))
+
+
+def assert_close(found: str, expected: str, tolerance: float) -> None:
+    size = np.abs(theta(expected)).max()
+    np.testing.assert_allclose(theta(found), theta(expected), rtol=0, atol=tolerance * size)
+
+
+def assert_same_result(found: dict[str, Any], expected: dict[str, Any], tolerance: float) -> None:
+    for key in ("status", "iterations", "order", "elements", "best_iteration", "train_diverged", "gamma"):
+        assert found[key] == expected[key], key
+    for key in ("total", "residual", "misfit"):
+        assert found["loss"][key] == pytest.approx(expected["loss"][key], rel=tolerance)
+
+
+def test_levenberg_marquardt_on_the_weights(snet: Snet, request: pytest.FixtureRequest) -> None:
+    save_recordings()
+    whole = snet(*LM, 6, "-o", "whole.h5").json
+    request.getfixturevalue("small_slices")
+    assert_same_result(snet(*LM, 6, "-o", "sliced.h5").json, whole, LAST_DIGITS)
+    assert_close("sliced.h5", "whole.h5", 1e-8)
+    assert [member.code for member in together(2, *LM, 6, "-o", "two.h5")] == [0, 0]
+    assert_close("two.h5", "whole.h5", 1e-8)
+    assert snet(*LM, 4, "-o", "m.h5").code == 0
+    assert snet(*LM, 6, "-o", "m.h5", "--resume").json["resumed_from"] == 4
+    assert Path("m.h5").read_bytes() == Path("sliced.h5").read_bytes()
+
+
+@pytest.mark.parametrize("options", [("--elements", 2), ("--gamma", 0.5, "--elements", 1)])
+def test_joint_in_slices_is_joint_in_one_piece(
+    snet: Snet, request: pytest.FixtureRequest, options: tuple[object, ...]
+) -> None:
+    """Validation data, weights of the noise that the file states, several slices; one process and two."""
+    save_recordings()
+    words = (*JOINT, *options, "--iterations", 16)
+    whole = snet(*words, "-o", "whole.h5").json
+    request.getfixturevalue("small_slices")
+    sliced = snet(*words, "-o", "sliced.h5")
+    assert "in slices the mesh stays" in sliced.err
+    assert_same_result(sliced.json, whole, AMPLIFIED)
+    assert sliced.json["validation"]["mse"] == pytest.approx(whole["validation"]["mse"], rel=1e-5)
+    assert_close("sliced.h5", "whole.h5", AMPLIFIED)
+    assert [member.code for member in together(2, *words, "-o", "two.h5")] == [0, 0]
+    assert_close("two.h5", "whole.h5", AMPLIFIED)
+
+
+def test_slices_that_are_kept_and_slices_that_are_not_give_the_same_bits(
+    snet: Snet, small_slices: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_recordings()
+    words = (*JOINT, "--elements", 1, "--iterations", 14)
+    read: list[int] = []
+    part = RelaxedSlices.part
+    monkeypatch.setattr(RelaxedSlices, "part", lambda self, number: read.append(number) or part(self, number))
+    assert snet(*words, "-o", "kept.h5").code == 0
+    kept, read[:] = len(read), []
+    monkeypatch.setattr("snet_cli.training.arrow.bytes_of", lambda value: 1e30)
+    assert snet(*words, "-o", "anew.h5").code == 0
+    assert len(read) > 2 * kept
+    assert theta("kept.h5").tobytes() == theta("anew.h5").tobytes()
+
+
+def test_a_run_goes_on_from_its_state_with_its_trajectories(
+    snet: Snet, small_slices: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    save_recordings()
+    words = (*JOINT, "--elements", 1, "--iterations")
+    assert snet(*words, 16, "-o", "straight.h5").code == 0
+    for last in (5, 13):  # in the warm-up, and behind it
+        assert snet(*words, last, "-o", "m.h5", "--force").code == 0
+        assert snet(*words, 16, "-o", "m.h5", "--resume").json["resumed_from"] == last
+        assert Path("m.h5").read_bytes() == Path("straight.h5").read_bytes()
+    monkeypatch.setattr(sliced_data, "FIT_COPIES", 0.0)
+    refused = snet(*words, 20, "-o", "m.h5", "--resume")
+    assert refused.code == 4
+    assert "the run had its data in slices" in refused.err
+
+
+def test_the_plan_of_joint_says_slices_memory_and_time(snet: Snet, small_slices: None) -> None:
+    save_recordings()
+    plan = snet(*JOINT, "-o", "m.h5", "-n").json
+    assert (plan["method"], plan["trajectories"]) == ("joint", 6)
+    assert plan["slices"]["count"] > 2
+    assert plan["slices"]["seconds_per_iteration"] > 0
+    assert plan["slices"]["resident_mb"] > 0
+    assert os.listdir() == ["a.h5"]
+
+
+def test_hidden_states_are_refused_in_slices(snet: Snet, small_slices: None) -> None:
+    save_trajectories("a.h5", recordings(trajectories=4))
+    ran = snet(*JOINT, "-o", "m.h5", "--model", "mlp", "--set", "model.hidden_states=1")
+    assert ran.code == 2
+    assert "method joint with the hidden state" in ran.err
