@@ -283,7 +283,7 @@ def test_blocks_that_are_kept_and_blocks_that_are_not_give_the_same_bits(
     monkeypatch.setattr(blocks.BlockProblem, "block", lambda self, cut: made.append(1) or block(self, cut))
     assert snet(*FIT, "kept.h5").code == 0
     kept, made[:] = len(made), []
-    monkeypatch.setattr(blocks, "bytes_of", lambda value: 1e30)
+    monkeypatch.setattr(blocks, "_bytes_of", lambda value: 1e30)
     assert snet(*FIT, "anew.h5").code == 0
     assert len(made) > 3 * kept
     assert theta("kept.h5").tobytes() == theta("anew.h5").tobytes()

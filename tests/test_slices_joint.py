@@ -1,4 +1,4 @@
-"""Joint Gauss-Newton and Levenberg-Marquardt in slices are what they are in one piece.
+"""Joint Gauss-Newton, α-SNet and Levenberg-Marquardt in slices are what they are in one piece.
 
 L-BFGS amplifies the last digits of sums, and so does each step of a second-order method: ten of either end within 1e-7
 of θ's size. (With the hundred steps that joint's warm-up has outside these tests: 1e-6.)
@@ -15,8 +15,7 @@ import numpy as np
 import pytest
 
 from snet_cli.data.trajectory_file import save_trajectories
-from snet_cli.training import warm_up
-from snet_cli.training.relaxed_slices import RelaxedSlices
+from snet_cli.training import alpha, robust, step_zero_slices, warm_up
 from snet_cli.workflows import sliced_data
 from tests.command import Snet
 from tests.slices_cases import LAST_DIGITS, recordings, theta
@@ -30,12 +29,16 @@ SMALL = ("--set", "model.hidden=[8]", "--order", 6, "--threads", 1, "--json")
 
 LM = ("fit", "a.h5", "--method", "delta", "--set", "theta_step.name=lm", *SMALL, "--elements", 1, "--iterations")
 
+ALPHA = ("fit", "a.h5", "--method", "alpha", *SMALL, "--elements", 1, "--iterations")
+
 JOINT = ("fit", "a.h5", "--method", "joint", *SMALL)
 
 
 @pytest.fixture
 def short_warm_up(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(warm_up, "STEPS", 1)
+    monkeypatch.setattr(alpha, "LEAST_WARM_UP", 2)
+    monkeypatch.setattr(alpha, "WARM_GAIN", 1e9)
 
 
 def save_recordings(trajectories: int = 8, **other: Any) -> None:
@@ -85,20 +88,43 @@ def test_joint_in_slices_is_joint_in_one_piece(
     assert_close("two.h5", "whole.h5", AMPLIFIED)
 
 
-def test_slices_that_are_kept_and_slices_that_are_not_give_the_same_bits(
-    snet: Snet, small_slices: None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_alpha_in_slices_is_alpha_in_one_piece(snet: Snet, request: pytest.FixtureRequest) -> None:
+    """γ follows the noise that the file states; a run goes on from its state with X, its dampings and its γ."""
     save_recordings()
-    words = (*JOINT, "--elements", 1, "--iterations", 14)
-    read: list[int] = []
-    part = RelaxedSlices.part
-    monkeypatch.setattr(RelaxedSlices, "part", lambda self, number: read.append(number) or part(self, number))
-    assert snet(*words, "-o", "kept.h5").code == 0
-    kept, read[:] = len(read), []
-    monkeypatch.setattr("snet_cli.training.arrow.bytes_of", lambda value: 1e30)
-    assert snet(*words, "-o", "anew.h5").code == 0
-    assert len(read) > 2 * kept
-    assert theta("kept.h5").tobytes() == theta("anew.h5").tobytes()
+    whole = snet(*ALPHA, 5, "-o", "whole.h5", "-v")
+    request.getfixturevalue("small_slices")
+    sliced = snet(*ALPHA, 5, "-o", "sliced.h5", "-v")
+    assert_same_result(sliced.json | {"gamma": None}, whole.json | {"gamma": None}, AMPLIFIED)
+    assert sliced.json["gamma"] == pytest.approx(whole.json["gamma"], rel=AMPLIFIED)
+    assert_close("sliced.h5", "whole.h5", AMPLIFIED)
+    (reason,) = [line for line in whole.err.splitlines() if line.startswith("gamma follows")]
+    assert reason in sliced.err
+    assert [member.code for member in together(2, *ALPHA, 5, "-o", "two.h5")] == [0, 0]
+    assert_close("two.h5", "whole.h5", AMPLIFIED)
+    assert snet(*ALPHA, 3, "-o", "m.h5").code == 0
+    assert snet(*ALPHA, 5, "-o", "m.h5", "--resume").json["resumed_from"] == 3
+    assert Path("m.h5").read_bytes() == Path("sliced.h5").read_bytes()
+
+
+def test_outliers_are_clipped_in_slices(
+    snet: Snet, request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The threshold is that of the first trajectories, here of all: repeated to the end, both ways lead to one fit."""
+    for module in (robust, step_zero_slices):
+        monkeypatch.setattr(module, "SETTLED", 1e-6)
+    monkeypatch.setattr(robust, "ROUNDS", 300)
+    wild = recordings(trajectories=8).outputs.copy()
+    wild[3::40] += 3.0
+    save_recordings(outputs=wild)
+    words = ("fit", "a.h5", *SMALL, "--elements", 1)
+    huber = (*words, "--set", "loss=huber", "--iterations")
+    whole = snet(*huber, 5, "--method", "delta", "-o", "whole.h5").json
+    request.getfixturevalue("small_slices")
+    found = snet(*huber, 5, "--method", "delta", "-o", "sliced.h5").json
+    assert found["loss"]["residual"] == pytest.approx(whole["loss"]["residual"], rel=1e-4)
+    assert snet(*words, "--iterations", 5, "-o", "squared.h5").json["train_mse"] > 1.5 * found["train_mse"]
+    moved = [snet(*huber, 12, "--method", method, "-o", f"{method}.h5").json for method in ("joint", "alpha")]
+    assert all(one["loss"]["misfit"] < 10 * whole["loss"]["misfit"] for one in moved)
 
 
 def test_a_run_goes_on_from_its_state_with_its_trajectories(

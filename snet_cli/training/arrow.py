@@ -36,7 +36,6 @@ dampings of θ reuse S; only a damping of X needs a new elimination.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from typing import NamedTuple
 
@@ -46,9 +45,8 @@ from torch import Tensor
 from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
 from snet_cli.training.normal_blocks import SampleGram, normal_blocks, sample_grams
-from snet_cli.training.relaxed import RelaxedPart, RelaxedParts, RelaxedProblem, misfit, weighted_square
-from snet_cli.training.robust import huber_weight
-from snet_cli.training.sizes import bytes_of
+from snet_cli.training.relaxed import RelaxedPart, RelaxedParts, RelaxedProblem, misfit, total_misfit, weighted_square
+from snet_cli.training.robust import weighed
 from snet_cli.training.weight_system import put_weights, weights_of
 
 DEFAULT_MEMORY = 1_000_000_000
@@ -182,7 +180,7 @@ class ArrowProblem:
     Parameters
     ----------
     relaxed : RelaxedParts
-        A part that is not kept is made anew in every pass over the trajectories.
+        Parts that do not stand in memory anyway are read anew in every pass over the trajectories.
     model : Model
         Holds θ.
     nodes : Tensor, shape (N, P, n)
@@ -214,11 +212,10 @@ class ArrowProblem:
         self.model, self.prior, self.memory, self.exact, self.team = model, prior, memory, exact, team
         self.parameters = list(model.parameters())
         self.formed = schur_fits(self.theta().numel(), memory) if formed is None else formed
-        self.source, self.rows = relaxed, nodes.shape[1] * nodes.shape[2]
+        self.source = self._unweighed = relaxed
+        self.rows = nodes.shape[1] * nodes.shape[2]
         self.variance = _variance(relaxed.quadrature, nodes, team)
-        self.weighed: tuple[Tensor, Tensor] | None = None
-        self._kept: dict[int, Piece] = {}
-        self.taken = 0.0
+        self._whole: Piece | None = None
 
     @property
     def relaxed(self) -> RelaxedProblem:
@@ -228,8 +225,7 @@ class ArrowProblem:
 
     def weigh(self, nodes: Tensor, threshold: Tensor) -> None:
         """Let samples count from now on as their errors at these X tell, under Huber's loss with thresholds (d,)."""
-        self.weighed = nodes, threshold
-        self._kept, self.taken = {}, 0.0
+        self.source, self._whole = weighed(self._unweighed, nodes, threshold), None
 
     def pieces(self) -> Iterator[Piece]:
         """All trajectories, those together that stand in memory together."""
@@ -238,31 +234,17 @@ class ArrowProblem:
     @property
     def batches(self) -> Iterator[Batch]:
         """All trajectories, as many at a time as their arrays fit into memory."""
-        for number in range(self.source.count):
-            yield from self._batches(number)
+        for piece in self.pieces():
+            piece.batches = piece.batches or list(self._cut(piece))
+            yield from piece.batches
 
     def _piece(self, number: int) -> Piece:
-        if number in self._kept:
-            return self._kept[number]
-        part = self.source.part(number)
-        if self.weighed is not None:
-            nodes, threshold = self.weighed
-            far = huber_weight(part.relaxed.error(nodes[part.elements]), threshold)
-            part = part._replace(relaxed=part.relaxed.with_weight(part.relaxed.observed.weight * far))
-        piece = Piece(part)
-        if math.isinf(self.source.room):
-            self._kept[number] = piece
+        if self._whole is not None:
+            return self._whole
+        piece = Piece(self.source.part(number))
+        if isinstance(self.source, RelaxedProblem):
+            self._whole = piece
         return piece
-
-    def _batches(self, number: int) -> list[Batch]:
-        """Those of one piece, which is kept with them where there is room."""
-        piece = self._piece(number)
-        if not piece.batches:
-            piece.batches = list(self._cut(piece))
-        if number not in self._kept and self.taken + (size := bytes_of(piece)) <= self.source.room:
-            self._kept[number] = piece
-            self.taken += size
-        return piece.batches
 
     def _cut(self, piece: Piece) -> Iterator[Batch]:
         """Ranges of trajectories whose arrays fit into memory."""
@@ -312,8 +294,7 @@ class ArrowProblem:
 
     def misfit(self, nodes: Tensor) -> float:
         """L alone."""
-        sums = torch.stack([misfit(piece.relaxed, nodes[piece.elements]).sum() for piece in self.pieces()])
-        return float(self.team.sum(sums.sum())[0])
+        return total_misfit(self.source, nodes, self.team)
 
     def state_system(self, batch: Batch, x: Tensor, gamma: float, rates: Tensor, F: Tensor) -> StateSystem:
         """A, g_x, M and T d of one batch.

@@ -24,7 +24,6 @@ from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model, NodeData
 from snet_cli.spectral.mesh import Mesh
 from snet_cli.training.problem import Problem, held_out_elements
-from snet_cli.training.sizes import bytes_of
 from snet_cli.training.state_layout import StateLayout
 
 FloatArray = NDArray[np.float64]
@@ -213,7 +212,7 @@ class BlockResidual:
             return self.kept[number]
         residual = self.problem.block(self.cuts[number]).residual(self.model)
         loss: Callable[[], Tensor] = residual if residual.squares is None else residual.squares
-        size = bytes_of(loss)
+        size = _bytes_of(loss)
         if self.taken + size <= self.problem.room:
             self.kept[number] = loss
             self.taken += size
@@ -236,3 +235,19 @@ class _BlockSum(torch.autograd.Function):
             g * gradient.to(g.dtype) if needed else None
             for g, needed in zip(ctx.saved_tensors, ctx.needs_input_grad[1:], strict=True)
         )
+
+
+def _bytes_of(value: Any, seen: set[int] | None = None) -> float:
+    """Bytes of all tensors that an object holds, each storage once; weights of the model do not count."""
+    seen = set() if seen is None else seen
+    if isinstance(value, torch.nn.Module):
+        return 0.0
+    if isinstance(value, Tensor):
+        storage = value.untyped_storage()
+        if storage.data_ptr() in seen:
+            return 0.0
+        seen.add(storage.data_ptr())
+        return float(storage.nbytes())
+    if isinstance(value, list | tuple):
+        return sum(_bytes_of(item, seen) for item in value)
+    return sum(_bytes_of(item, seen) for item in vars(value).values()) if hasattr(value, "__dict__") else 0.0

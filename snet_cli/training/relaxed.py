@@ -86,13 +86,12 @@ class RelaxedParts(Protocol):
         """Number of parts."""
         ...
 
-    @property
-    def room(self) -> float:
-        """Bytes that parts which are kept in memory may take, with what is computed from them."""
-        ...
-
     def part(self, number: int) -> RelaxedPart:
         """One part, in the weights that it has in the whole."""
+        ...
+
+    def sample_times(self, team: Team) -> int:
+        """K: sample times that hold any value, of all processes."""
         ...
 
 
@@ -147,14 +146,13 @@ class RelaxedProblem:
         """One part is all (`RelaxedParts`)."""
         return 1
 
-    @property
-    def room(self) -> float:
-        """It stands in memory anyway."""
-        return float("inf")
-
     def part(self, number: int) -> RelaxedPart:
         """All of it."""
         return RelaxedPart(self, slice(0, self.trajectories), slice(0, self.trajectory.numel()))
+
+    def sample_times(self, team: Team) -> int:
+        """K of all processes."""
+        return int(team.total(self.observed.trajectory.numel())[0])
 
     @property
     def first_elements(self) -> Tensor:
@@ -273,6 +271,12 @@ def misfit(relaxed: RelaxedProblem, nodes: Tensor) -> Tensor:
     seen = relaxed.observed
     cost = (seen.weight * seen.channel * relaxed.error(nodes) ** 2).sum(1)
     return torch.zeros_like(relaxed.misfit_share).index_add(0, seen.trajectory, cost)
+
+
+def total_misfit(parts: RelaxedParts, nodes: Tensor, team: Team) -> float:
+    """L over all parts and processes."""
+    own = [misfit(part.relaxed, nodes[part.elements]).sum() for part in map(parts.part, range(parts.count))]
+    return float(team.sum(torch.stack(own).sum())[0])
 
 
 def residual(relaxed: RelaxedProblem, model: Model, nodes: Tensor) -> Tensor:

@@ -296,15 +296,15 @@ def _set_up(task: FitTask, data: FitData | SlicedData, device: torch.device, sav
     """Step 0, the problem and which method; what a saved run settled stays so."""
     options, common = task.options, task.common
     zero = None if saved is None else saved.step_zero
+    settled = {} if saved is None else saved.about["settled"]
     if saved is not None:
-        require_same_reading(saved.about["settled"], sliced=isinstance(data, SlicedData), path=display(saved.path))
+        require_same_reading(settled, sliced=isinstance(data, SlicedData), path=display(saved.path))
     if isinstance(data, SlicedData):
         end = search_end(options, task.started)
-        return build_in_slices(options, common, data, device, end, zero, task.report, task.team)
+        return build_in_slices(options, common, data, device, end, zero, task.report, task.team, settled)
     setup = set_up(options, common, data.train, device, task.started, zero, task.team)
     if saved is not None:
         options = options.model_copy(update={"method": saved.about["method"]})
-    settled = {} if saved is None else saved.about["settled"]
     parts = Ingredients(setup, data, options, common, device, settled, task.team)
     return Begun(parts, resolve_method(parts))
 

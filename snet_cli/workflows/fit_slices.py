@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import torch
 
@@ -19,6 +20,7 @@ from snet_cli.workflows.methods import check_method
 from snet_cli.workflows.reporter import Reporter
 from snet_cli.workflows.resources import set_threads
 from snet_cli.workflows.sliced_data import SlicedData
+from snet_cli.workflows.slices_alpha import alpha_in_slices
 from snet_cli.workflows.slices_delta import delta_in_slices
 from snet_cli.workflows.slices_joint import joint_in_slices
 from snet_cli.workflows.slices_setup import SlicedSetup, set_up_in_slices
@@ -27,6 +29,7 @@ from snet_cli.workflows.training_plan import IN_SLICES, Ingredients, Training
 
 SLICED_METHODS: dict[str, Callable[[Ingredients, SlicedSetup, TrajectorySlices], Training]] = {
     "delta": delta_in_slices,
+    "alpha": alpha_in_slices,
     "joint": joint_in_slices,
 }
 """Registry name -> how it is built on slices."""
@@ -41,6 +44,7 @@ def build_in_slices(
     known: StepZero | None,
     report: Reporter,
     team: Team = ALONE,
+    settled: Mapping[str, Any] | None = None,
 ) -> Begun:
     """Set up and build the method.
 
@@ -49,6 +53,7 @@ def build_in_slices(
     search_end : float
         When the search for order and elements has to end.
     known : StepZero, optional
+    settled : mapping, optional
         Of the run that goes on.
     """
     set_threads(common.threads, 0)
@@ -57,9 +62,8 @@ def build_in_slices(
     setup = sliced.setup
     check_method(choice.method, setup.layout)
     set_threads(common.threads, sliced.problem.points * team.size * width_of(setup), team.place.local_size)
-    parts = Ingredients(
-        setup, FitData(data.shell, data.validation, data.parents), options, common, device, {IN_SLICES: True}, team
-    )
+    own = FitData(data.shell, data.validation, data.parents)
+    parts = Ingredients(setup, own, options, common, device, {IN_SLICES: True, **(settled or {})}, team)
     training = SLICED_METHODS[choice.method](parts, sliced, data.train)
     return Begun(parts, choice, InSlices(data.train, sliced, training))
 

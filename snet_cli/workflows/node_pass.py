@@ -43,6 +43,7 @@ class NodePass:
         self.boundaries: list[FloatArray] = []
         self.counts: list[NDArray[np.int64]] = []
         self.known: list[FloatArray] = []
+        self.values: list[NDArray[np.int64]] = []
         self.done = self.free = 0
         self.bounds: tuple[int, ...] = (0,)
 
@@ -56,6 +57,8 @@ class NodePass:
         self.boundaries.append(series.mesh.boundaries)
         self.counts.append(np.diff(series.mesh.first_element))
         self.bounds = (*self.bounds, self.bounds[-1] + len(data))
+        measured = np.isfinite(data.outputs).astype(np.int64)
+        self.values.append(np.add.reduceat(measured, data.offsets[:-1], axis=0).min(1))
         known_start = known_start_mask(data, self.layout.states)[0]
         known_start[:, [state for state, _ in self.layout.lags]] = True  # they start at u(t0)
         self.free += int((~known_start).sum())
@@ -80,6 +83,11 @@ class NodePass:
         scale = np.ones(len(layout.states))
         problem = BlockProblem(layout, mesh, self.nodes, self.u, constants, np.flatnonzero(counts), 1.0, scale, device)
         return problem.of(problem.elements, team)
+
+    def least_samples(self, spans: FloatArray, found: Discretisation, team: Team) -> float:
+        """Measured values per unknown of a series on this discretisation, of the sparsest trajectory and channel."""
+        ratio = np.concatenate(self.values) / (elements_of(spans, found) * found.order + 1)
+        return -team.largest(-float(ratio.min()))[0]
 
     def mean_constants(self, team: Team) -> list[float]:
         """Mean of each known constant over all trajectories."""

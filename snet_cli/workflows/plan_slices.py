@@ -21,12 +21,13 @@ from snet_cli.data.trajectory_slices import TrajectorySlices
 from snet_cli.distributed import ALONE
 from snet_cli.models.base import Model
 from snet_cli.training.arrow import ArrowProblem
+from snet_cli.training.block_delta import BlockDelta
 from snet_cli.training.blocks import BLOCK_POINTS, BlockProblem
 from snet_cli.training.joint import STATE_DAMPING, Joint
 from snet_cli.training.linearisation import Linearisation
 from snet_cli.training.method_choice import MethodChoice
 from snet_cli.training.options import FitOptions
-from snet_cli.training.relaxed_slices import RelaxedSlices
+from snet_cli.training.theta_lm import LevenbergMarquardtStep
 from snet_cli.training.weight_system import START_DAMPING
 from snet_cli.workflows import memory
 from snet_cli.workflows.fit_slices import build_in_slices
@@ -38,10 +39,6 @@ from snet_cli.workflows.training_plan import Ingredients, Training
 
 TRIED, TRIED_MOVING = 4000, 200
 """Trajectories that are timed, and where X moves with them, which costs hundreds of times as much."""
-
-
-FAR_MORE = 1e30
-"""Bytes that keep everything."""
 
 
 def plan_in_slices(
@@ -70,7 +67,7 @@ def plan_in_slices(
                 "count": len(whole.cuts()),
                 "trajectories_each": int(np.ceil(len(whole) / len(whole.cuts()))),
                 "block_points": BLOCK_POINTS,
-                "blocks_kept": share,
+                "blocks_kept": share if timed.bytes_kept else None,
                 "resident_mb": 1e-6 * more * resident,
                 "seconds_setup": seconds_setup + (more - 1.0) * sliced.seconds,
                 "seconds_per_iteration": more * (share * timed.kept + (1.0 - share) * timed.anew),
@@ -103,8 +100,12 @@ def _resident(sliced: SlicedSetup, *, moving: bool) -> float:
 def _timed(training: Training, sliced: SlicedSetup) -> _Timed:
     method = training.method
     if isinstance(method, Joint):
-        return _timed_joint(method)
-    return _timed_residual(sliced.problem, sliced.setup.trained.model)
+        seconds = _fastest(partial(_joint_step, method.arrow, method))
+    elif isinstance(method, BlockDelta) and isinstance(method.theta, LevenbergMarquardtStep):
+        seconds = _fastest(method.theta.step)
+    else:
+        return _timed_residual(sliced.problem, sliced.setup.trained.model)
+    return _Timed(seconds, seconds, 0.0)
 
 
 def _timed_residual(problem: BlockProblem, model: Model) -> _Timed:
@@ -118,20 +119,8 @@ def _timed_residual(problem: BlockProblem, model: Model) -> _Timed:
     return _Timed(seconds[0], seconds[1], taken)
 
 
-def _timed_joint(method: Joint) -> _Timed:
-    """One elimination, one step and its loss."""
-    own = method.arrow
-    assert isinstance(own.source, RelaxedSlices)
-    seconds, taken = [], 0.0
-    for room in (FAR_MORE, 0.0):
-        source = replace(own.source, room=room)
-        arrow = ArrowProblem(source, method.model, method.nodes, prior=own.prior, memory=own.memory)
-        seconds.append(_fastest(partial(_joint_step, arrow, method)))
-        taken = max(taken, arrow.taken)
-    return _Timed(seconds[0], seconds[1], taken)
-
-
 def _joint_step(arrow: ArrowProblem, method: Joint) -> None:
+    """One elimination, one step and its loss; the samples are read for each."""
     move = Linearisation(arrow, method.nodes, method.gamma, STATE_DAMPING).solve(START_DAMPING)
     if move is not None:
         arrow.loss(method.nodes + move.states)
@@ -150,4 +139,4 @@ def _fastest(work: Callable[[], object]) -> float:
 def _kept_share(taken: float, resident: float, more: float, common: CommonOptions) -> float:
     """The share of everything that `--max-memory` lets a single process keep."""
     left = memory.share(common, memory.ONE) - memory.resident() - (more - 1.0) * resident - WORKING_ROOM
-    return float(np.clip(left / max(more * taken, 1.0), 0.0, 1.0))
+    return 1.0 if taken == 0.0 else float(np.clip(left / (more * taken), 0.0, 1.0))

@@ -75,8 +75,10 @@ def needs_slices(train: str, options: FitOptions, common: CommonOptions, team: T
 
 
 def can_slice(options: FitOptions) -> bool:
-    """Whether these options train on sums over slices: δ-SNet and joint Gauss-Newton, on squared errors."""
-    return options.method in ("delta", "joint", "auto") and options.loss == "squared"
+    """Whether these options train on sums over slices: not with a solver, and x not by gradient steps or perturbed."""
+    if options.method == "alpha" and (options.state_step.name == "sgd" or options.perturbation > 0):
+        return False
+    return options.method in ("delta", "alpha", "joint", "auto")
 
 
 def _too_large(train: str, common: CommonOptions, team: Team) -> bool:

@@ -20,7 +20,8 @@ from snet_cli.training.joint import Joint
 from snet_cli.training.loop import FitResult
 from snet_cli.workflows.honest_end import RolloutScore, explained, residuals_between
 from snet_cli.workflows.reporter import Reporter, Tick
-from snet_cli.workflows.slices_setup import SlicedSetup, statistics_of
+from snet_cli.workflows.slices_frame import statistics_of
+from snet_cli.workflows.slices_setup import SlicedSetup
 from snet_cli.workflows.trained_model import with_hidden_statistics
 from snet_cli.workflows.training_plan import Training
 from snet_cli.workflows.training_setup import Setup

@@ -8,20 +8,23 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snet_cli.data.trajectory_slices import TrajectorySlices
-from snet_cli.training.arrow import BATCH_BYTES, CROSS_COPIES
+from snet_cli.training.arrow import BATCH_BYTES, CROSS_COPIES, MOST_WEIGHTS, SCHUR_COPIES
 from snet_cli.training.joint import Joint
 from snet_cli.training.relaxed_slices import RelaxedSlices
+from snet_cli.training.robust import as_tensor
 from snet_cli.training.warm_up import FINE, ROUGH_IF_EXACT
+from snet_cli.workflows import memory
 from snet_cli.workflows.build_joint import JOINT, SCORE_GAMMA, noise_levels, prior_of_noise
 from snet_cli.workflows.methods import unknowns_notes
 from snet_cli.workflows.slices_parts import channels_in_slices, counts_in_slices, room_left, rule_in_slices
-from snet_cli.workflows.slices_setup import SlicedSetup, bytes_of_moves
+from snet_cli.workflows.slices_setup import WORKING_ROOM, SlicedSetup, bytes_of_moves
 from snet_cli.workflows.training_plan import IN_SLICES, Ingredients, Training, iteration_limit, validation_of
 
 FloatArray = NDArray[np.float64]
 
-BATCH_SHARE = 1 / 3
-"""Share of what is left of the memory for the arrays of a batch, and once more for eliminations that are kept."""
+LEAST_BATCH, LARGEST_BATCH = 50e6, float(BATCH_BYTES * CROSS_COPIES)
+"""Bytes for the arrays of a batch, and as many again for eliminations that are kept: at least beside those for S, and
+where there is enough memory."""
 
 NOTE = (
     "in slices the mesh stays that of step 0, which is refined where all data is in memory, and no confidence is kept, "
@@ -38,22 +41,20 @@ def joint_in_slices(parts: Ingredients, sliced: SlicedSetup, slices: TrajectoryS
     noise = noise_levels(parts, sliced.exact)
     channels = channels_in_slices(parts, sliced, noise)
     counts = counts_in_slices(sliced, channels, free=free)
-    open_notes = unknowns_notes(setup, sliced.trajectories, int(counts.values.sum()), counts.free)
+    open_notes = unknowns_notes(setup, sliced.counts.trajectories, int(counts.values.sum()), counts.free)
     rule = rule_in_slices(parts, sliced, SCORE_GAMMA if options.gamma == "auto" else options.gamma, free=free)
     validation = validation_of(parts, rule)
-    left = max(room_left(parts) - bytes_of_moves(sliced.problem.nodes.nbytes, team), 0.0)
-    batch = min(BATCH_SHARE * left, float(BATCH_BYTES * CROSS_COPIES))
-    kept = left - 2.0 * batch
-    problem = replace(sliced.problem, room=kept)
+    batch, kept = _memory(parts, sliced)
     method = Joint(
-        problem,
-        relaxed_slices(sliced, slices, channels, free=free, room=kept),
+        replace(sliced.problem, room=kept),
+        relaxed_slices(sliced, slices, channels, free=free),
         setup.trained.model,
         gamma=None if options.gamma == "auto" else options.gamma,
         prior=prior_of_noise(counts, noise) if options.prior == "auto" else options.prior,
         held_out=None if validation is None else validation.scorer(team),
+        threshold=None if setup.step_zero.threshold is None else as_tensor(setup.step_zero.threshold, parts.device),
         exact=known_exactly,
-        memory=int(batch),
+        memory=batch,
         team=team,
     )
     longer = known_exactly and options.iterations is None
@@ -69,16 +70,27 @@ def joint_in_slices(parts: Ingredients, sliced: SlicedSetup, slices: TrajectoryS
     )
 
 
-def relaxed_slices(
-    sliced: SlicedSetup, slices: TrajectorySlices, channels: FloatArray, *, free: bool, room: float
-) -> RelaxedSlices:
-    """The relaxed problem of this process.
+def _memory(parts: Ingredients, sliced: SlicedSetup) -> tuple[int, float]:
+    """Bytes for a batch, and for blocks of the warm-up that are kept.
 
-    Parameters
-    ----------
-    room : float
-        Bytes that slices which are kept may take.
+    Raises
+    ------
+    UsageError
+        Where there is not enough for one batch beside X.
     """
+    weights = sum(p.numel() for p in parts.setup.trained.model.parameters())
+    least = LEAST_BATCH + SCHUR_COPIES * memory.NUMBER * min(weights, MOST_WEIGHTS) ** 2
+    moves = bytes_of_moves(sliced.problem.nodes.nbytes, parts.team)
+    taken = memory.resident() if parts.common.max_memory is not None else 0.0
+    what = f"joint training on {sliced.counts.trajectories} trajectories"
+    memory.require_share(what, taken + moves + 2.0 * least + WORKING_ROOM, parts.common, parts.team.place)
+    left = room_left(parts) - moves
+    batch = min(max(left / 3.0, least), LARGEST_BATCH)
+    return int(batch), max(left - 2.0 * batch, 0.0)
+
+
+def relaxed_slices(sliced: SlicedSetup, slices: TrajectorySlices, channels: FloatArray, *, free: bool) -> RelaxedSlices:
+    """The relaxed problem of this process."""
     cuts = sliced.cuts
     return RelaxedSlices(
         sliced.problem,
@@ -87,5 +99,4 @@ def relaxed_slices(
         channels,
         free,
         float(max(sliced.judged.times, 1)),
-        room,
     )

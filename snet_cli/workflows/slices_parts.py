@@ -55,5 +55,5 @@ def counts_in_slices(sliced: SlicedSetup, channels: FloatArray, *, free: bool) -
         Whether x(t0) is, also where it is known.
     """
     times = max(sliced.judged.times, 1)
-    starts = sliced.all_starts if free else sliced.free_starts
+    starts = sliced.counts.all_starts if free else sliced.counts.free_starts
     return SampleCounts(sliced.judged.values.astype(np.int64), 1.0 / (channels**2 * times), times, starts)

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import time
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -19,9 +20,8 @@ from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.trajectory_slices import TrajectorySlices, joined
 from snet_cli.distributed import Team
 from snet_cli.errors import DataError, UsageError
-from snet_cli.models.base import Model, NodeData
+from snet_cli.models.base import NodeData
 from snet_cli.models.mlp import Mlp
-from snet_cli.models.registry import state_space
 from snet_cli.spectral.fitting import channel_scales
 from snet_cli.spectral.mesh import Mesh, mesh_between
 from snet_cli.spectral.selection import SELECTION_SAMPLES
@@ -30,21 +30,18 @@ from snet_cli.training.blocks import BlockProblem
 from snet_cli.training.method_choice import EXACT
 from snet_cli.training.options import FitOptions
 from snet_cli.training.starts import FIRST_LAG, free_states
-from snet_cli.training.state_layout import StateLayout, observed_names
+from snet_cli.training.state_layout import StateLayout
 from snet_cli.training.step_zero import StepZero
-from snet_cli.training.step_zero_slices import Discretisation, Judged, StepZeroSums, discretise
+from snet_cli.training.step_zero_slices import Discretisation, Judged, discretise
 from snet_cli.workflows import memory
-from snet_cli.workflows.node_pass import NodePass, elements_of
+from snet_cli.workflows.node_pass import elements_of
 from snet_cli.workflows.reporter import Reporter, Tick
-from snet_cli.workflows.trained_model import TrainedModel, extent_of
+from snet_cli.workflows.slices_frame import Frame, make_frame
 from snet_cli.workflows.training_setup import (
     STREAM_HELD_OUT,
     ModelChoice,
     Setup,
-    choose_model,
-    hold_of,
-    lay_out,
-    new_model,
+    fit_step_zero,
     require_moderate,
     second_order_of,
     stream,
@@ -66,6 +63,25 @@ TRIALS, STATE_COPIES = 2, 4
 written: collected, copied, in the file's image."""
 
 
+class Counts(NamedTuple):
+    """Numbers of the whole.
+
+    Attributes
+    ----------
+    trajectories, all_starts, free_starts : int
+        Trajectories, their initial states, and those of these that the file does not know.
+    samples_per_unknown, condition : float
+        How densely the samples of the sparsest trajectory and channel determine step 0 on the mesh that it chose
+        itself, and its condition.
+    """
+
+    trajectories: int
+    all_starts: int
+    free_starts: int
+    samples_per_unknown: float
+    condition: float
+
+
 @dataclass(frozen=True)
 class SlicedSetup:
     """Everything before the first iteration.
@@ -83,10 +99,14 @@ class SlicedSetup:
         Ranges of the file that this process reads.
     bounds : tuple of int
         First trajectory of each range among those of this process, and their number.
-    trajectories, all_starts, free_states : int
-        Of all processes: trajectories, their initial states, and those of these that the file does not know.
+    counts : Counts
+    frame : Frame
+        What is the same for all slices.
+    found : Discretisation
+    first : Trajectories
+        The first ones, at which the search for that mesh looked.
     seconds : float
-        Time of the pass over them.
+        Time of the pass over the ranges.
     """
 
     setup: Setup
@@ -94,9 +114,10 @@ class SlicedSetup:
     judged: Judged
     cuts: list[tuple[int, int]]
     bounds: tuple[int, ...]
-    trajectories: int
-    all_starts: int
-    free_starts: int
+    counts: Counts
+    frame: Frame
+    found: Discretisation
+    first: Trajectories
     seconds: float
 
     @property
@@ -132,34 +153,21 @@ def set_up_in_slices(
     ------
     DataError, UsageError
     """
-    shell = slices.shell
-    choice = choose_model(options, shell)
-    layout = lay_out(options, choice, shell)
-    moving = method in MOVING
-    if moving:
-        _require_known_states(method, layout)
-    seen = observed_names(shell.output_names, options.observe)
-    space = state_space(choice.name, seen, shell.inputs.names)._replace(states=layout.states)
-    model = new_model(choice, space, common).to(device)
+    frame = make_frame(options, common, slices, device, team, moving=method in MOVING)
+    if frame.moving:
+        _require_known_states(method, frame.layout)
     cuts = slices.cuts(team.size, team.rank)
     spans = slices.spans(cuts)
     first = _first_trajectories(slices, spans, team)
-    found = _discretisation(options, common, first, layout, choice, deadline, known, team)
-    if moving and known is None:
-        found = _refined(options, found, first, int(slices.row_size.max()))
-    if isinstance(model, Mlp) and model.lags:
-        model.first_lag.fill_(FIRST_LAG * first.sampling_interval())
-    sums = StepZeroSums(
-        layout,
-        second_order_of(choice),
-        found,
-        options.x0 != "free",
-        stream(common.seed, STREAM_HELD_OUT),
-        _means(first),
-        FIRST_LAG * first.sampling_interval(),
-    )
-    require_room(slices, spans, found, layout, len(space.inputs), common, team, moving=moving)
-    passed = NodePass(spans, found, layout, space.inputs, model.constants)
+    coarse = found = _discretisation(options, common, first, frame.layout, frame.choice, deadline, known, team)
+    if frame.moving and known is None:
+        found = _refined(options, coarse, first, int(slices.row_size.max()))
+        if found.threshold is not None:
+            found = replace(found, threshold=frame.threshold_on(found, first))
+    require_room(slices, spans, found, frame.layout, len(frame.inputs), common, team, moving=frame.moving)
+    if isinstance(frame.model, Mlp) and frame.model.lags:
+        frame.model.first_lag.fill_(FIRST_LAG * first.sampling_interval())
+    sums, passed = frame.sums(found, first), frame.node_pass(spans, found)
     begun = time.perf_counter()
     for number, (begin, end) in enumerate(cuts, 1):
         data = slices.read(begin, end)
@@ -169,46 +177,23 @@ def set_up_in_slices(
     seconds = time.perf_counter() - begun
     judged = sums.total(team)
     _require_values(slices, judged)
-    problem = passed.problem(layout, device, team, everywhere=moving)
+    problem = passed.problem(frame.layout, device, team, everywhere=frame.moving)
     if options.scaled:
         problem = problem.with_scale(team)
-    setup = _setup(options, slices, choice, layout, space.inputs, model, passed, problem, judged, found, team)
-    trajectories, free = (int(count) for count in team.total(float(problem.mesh.trajectories), float(passed.free)))
-    starts = trajectories * (len(layout.states) - len(layout.lags))
-    return SlicedSetup(setup, problem, judged, cuts, passed.bounds, trajectories, starts, free, seconds)
-
-
-def _setup(
-    options: FitOptions,
-    slices: TrajectorySlices,
-    choice: ModelChoice,
-    layout: StateLayout,
-    inputs: tuple[str, ...],
-    model: Model,
-    passed: NodePass,
-    problem: BlockProblem,
-    judged: Judged,
-    found: Discretisation,
-    team: Team,
-) -> Setup:
-    """The model's normalisation, and what any fit has before the first iteration."""
-    shell = slices.shell
-    wanted = min(max(NORMALISING_POINTS - team.before(problem.points), 0), problem.points)
-    model.fit_normalization(NodeData(*(team.gather(column) for column in problem.node_data(wanted))))
-    trained = TrainedModel(
-        model,
-        choice.tree,
-        layout,
-        inputs,
-        {name: unit for name, unit in {**shell.units, **shell.inputs.units}.items() if unit},
-        shell.time_unit,
-        {} if shell.inputs.sampled is None else dict(zip(*hold_of(shell), strict=True)),
-        dict(zip(model.constants, passed.mean_constants(team), strict=True)),
-        *statistics_of(problem, team),
-        choice.source,
-    )
+    condition = judged.condition
+    if (found.order, found.elements) == (coarse.order, coarse.elements):
+        wanted = min(max(NORMALISING_POINTS - team.before(problem.points), 0), problem.points)
+        points = NodeData(*(team.gather(column) for column in problem.node_data(wanted)))
+    else:
+        own, condition = frame.step_zero_of(first, coarse, device, everywhere=False)
+        points = own.node_data(min(NORMALISING_POINTS, own.points))
+    frame.model.fit_normalization(points)
     zero = _stand_in(problem, judged, found, options.scaled, team)
-    return Setup(choice, layout, zero, problem.block(slice(0, 1)), trained)
+    setup = Setup(frame.choice, frame.layout, zero, problem.block(slice(0, 1)), frame.trained(passed, problem))
+    trajectories, free = (int(count) for count in team.total(float(problem.mesh.trajectories), float(passed.free)))
+    starts = trajectories * (len(frame.layout.states) - len(frame.layout.lags))
+    counts = Counts(trajectories, starts, free, passed.least_samples(spans, coarse, team), condition)
+    return SlicedSetup(setup, problem, judged, cuts, passed.bounds, counts, frame, found, first, seconds)
 
 
 def _require_known_states(method: str, layout: StateLayout) -> None:
@@ -262,33 +247,31 @@ def _discretisation(
     team: Team,
 ) -> Discretisation:
     """Order and elements: given, those of the run that goes on, or searched for by the lead, whose clock counts."""
+    pairs = second_order_of(choice)
     if known is not None:
-        mesh = known.mesh
-        longest = float((first.end - first.start).max())
-        return Discretisation(mesh.basis.order, mesh.elements_of_longest, longest, known.noise, known.threshold)
-    found = discretise(
-        first,
-        layout,
-        second_order_of(choice),
-        order=None if options.order == "auto" else options.order,
-        elements=None if options.elements == "auto" else options.elements,
-        known_start=options.x0 != "free",
-        seed=stream(common.seed, STREAM_HELD_OUT),
-        deadline=deadline,
-    )
+        return Discretisation.of(known, first, layout, pairs)
+    if options.loss == "huber":
+        zero = fit_step_zero(options, common, first, choice, layout, deadline)
+        found = Discretisation.of(zero, first, layout, pairs)
+    else:
+        found = discretise(
+            first,
+            layout,
+            pairs,
+            order=None if options.order == "auto" else options.order,
+            elements=None if options.elements == "auto" else options.elements,
+            known_start=options.x0 != "free",
+            seed=stream(common.seed, STREAM_HELD_OUT),
+            deadline=deadline,
+        )
     if math.isinf(deadline):
         return found
-    floor = None if found.noise_floor is None else found.noise_floor.tolist()
-    order, elements, noise, floor = team.from_lead((found.order, found.elements, found.noise.tolist(), floor))
-    floor = None if floor is None else np.array(floor)
-    return Discretisation(order, elements, found.longest, np.array(noise), floor)
-
-
-def _means(data: Trajectories) -> FloatArray:
-    """A value near the mean of each output, from which deviations are summed."""
-    known = np.isfinite(data.outputs)
-    means: FloatArray = np.where(known, data.outputs, 0.0).sum(0) / np.maximum(known.sum(0), 1)
-    return means
+    own = (found.noise, found.noise_floor, found.threshold)
+    order, elements = team.from_lead((found.order, found.elements))
+    levels = team.from_lead([None if part is None else part.tolist() for part in own])
+    noise, floor, threshold = (None if part is None else np.array(part) for part in levels)
+    assert noise is not None
+    return Discretisation(order, elements, found.longest, noise, floor, threshold)
 
 
 def require_room(
@@ -330,17 +313,6 @@ def _require_values(slices: TrajectorySlices, judged: Judged) -> None:
             )
 
 
-def statistics_of(problem: BlockProblem, team: Team) -> tuple[FloatArray, FloatArray, FloatArray]:
-    """Mean, range and mean start of each state, as `trained_model.training_statistics`."""
-    nodes, starts = problem.nodes, problem.nodes[problem.mesh.first_element[:-1], 0]
-    n = nodes.shape[2]
-    extremes = team.largest(*(-nodes.min((0, 1))).tolist(), *nodes.max((0, 1)).tolist())
-    low, high = -np.array(extremes[:n]), np.array(extremes[n:])
-    sums = team.total(*nodes.sum((0, 1)).tolist(), *starts.sum(0).tolist(), nodes[:, :, 0].size, len(starts))
-    mean, start = np.array(sums[:n]) / sums[2 * n], np.array(sums[n : 2 * n]) / sums[2 * n + 1]
-    return mean, extent_of(low, high), start
-
-
 def _stand_in(problem: BlockProblem, judged: Judged, found: Discretisation, scaled: bool, team: Team) -> StepZero:
     """Step 0 of one trajectory of mean length, without values: order, elements and errors for reports and states."""
     width, elements = team.total(float(problem.mesh.width.sum()), float(problem.mesh.elements))
@@ -359,6 +331,6 @@ def _stand_in(problem: BlockProblem, judged: Judged, found: Discretisation, scal
         judged.rate_variance,
         judged.condition,
         judged.penalty,
-        found.noise_floor,
+        found.threshold,
     )
     return zero if undetermined == 0 else replace(zero, determined=counts & False)
