@@ -113,6 +113,7 @@ def test_outliers_are_clipped_in_slices(
     for module in (robust, step_zero_slices):
         monkeypatch.setattr(module, "SETTLED", 1e-6)
     monkeypatch.setattr(robust, "ROUNDS", 300)
+    monkeypatch.setattr(step_zero_slices, "CLIPPED_FITS", 1000)
     wild = recordings(trajectories=8).outputs.copy()
     wild[3::40] += 3.0
     save_recordings(outputs=wild)
@@ -122,7 +123,8 @@ def test_outliers_are_clipped_in_slices(
     request.getfixturevalue("small_slices")
     found = snet(*huber, 5, "--method", "delta", "-o", "sliced.h5").json
     assert found["loss"]["residual"] == pytest.approx(whole["loss"]["residual"], rel=1e-4)
-    assert snet(*words, "--iterations", 5, "-o", "squared.h5").json["train_mse"] > 1.5 * found["train_mse"]
+    squared = snet(*words, "--iterations", 5, "--method", "delta", "-o", "squared.h5").json
+    assert squared["loss"]["misfit"] > 100 * found["loss"]["misfit"]
     moved = [snet(*huber, 12, "--method", method, "-o", f"{method}.h5").json for method in ("joint", "alpha")]
     assert all(one["loss"]["misfit"] < 10 * whole["loss"]["misfit"] for one in moved)
 

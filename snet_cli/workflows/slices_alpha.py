@@ -101,7 +101,8 @@ def _plan(parts: Ingredients, sliced: SlicedSetup, *, free: bool) -> tuple[Gamma
         estimated=estimated,
         search=lambda: _search(parts, sliced, channels, free=free),
     )
-    return plan, channels
+    looked_at = f"held-out samples of the first {len(sliced.first)} trajectories"
+    return plan._replace(reason=plan.reason.replace("held-out samples", looked_at)), channels
 
 
 def _estimated_noise(sliced: SlicedSetup) -> FloatArray | None:
