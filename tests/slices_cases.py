@@ -12,7 +12,7 @@ from snet_cli.data.checkpoint_file import load_checkpoint
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.simulation.simulate import simulate
 from snet_cli.training import blocks
-from snet_cli.workflows import evaluate_slices, memory, sliced_data, slices_joint, slices_parts, slices_setup
+from snet_cli.workflows import evaluate_slices, memory, sliced_data, slices_parts, slices_setup
 
 LAST_DIGITS = 1e-9
 """What is summed over slices has other last digits: this is far above them and far below anything else."""
@@ -38,7 +38,7 @@ def slice_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sliced_data, "FIT_COPIES", 1e12)
     monkeypatch.setattr(slices_setup, "WORKING_ROOM", 0.0)
     monkeypatch.setattr(slices_parts, "WORKING_ROOM", 0.0)
-    monkeypatch.setattr(slices_joint, "LEAST_BATCH", 1e5)
+    monkeypatch.setattr(slices_setup, "LEAST_BATCH", 1e5)
     monkeypatch.setattr(evaluate_slices, "FORECAST_SAMPLES", 100)
     monkeypatch.setattr(memory, "of_forecasts", lambda times, states: 1e30)
 

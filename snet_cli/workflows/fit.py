@@ -301,6 +301,7 @@ def _set_up(task: FitTask, data: FitData | SlicedData, device: torch.device, sav
         require_same_reading(settled, sliced=isinstance(data, SlicedData), path=display(saved.path))
     if isinstance(data, SlicedData):
         end = search_end(options, task.started)
+        options = options if saved is None else options.model_copy(update={"method": saved.about["method"]})
         return build_in_slices(options, common, data, device, end, zero, task.report, task.team, settled)
     setup = set_up(options, common, data.train, device, task.started, zero, task.team)
     if saved is not None:

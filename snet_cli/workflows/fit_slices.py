@@ -11,7 +11,6 @@ from snet_cli.data.options import CommonOptions
 from snet_cli.data.trajectory_slices import TrajectorySlices
 from snet_cli.distributed import ALONE, Team
 from snet_cli.errors import CheckpointError
-from snet_cli.training.method_choice import MethodChoice
 from snet_cli.training.options import FitOptions
 from snet_cli.training.step_zero import StepZero
 from snet_cli.workflows.fit_data import FitData
@@ -45,6 +44,7 @@ def build_in_slices(
     report: Reporter,
     team: Team = ALONE,
     settled: Mapping[str, Any] | None = None,
+    more: float = 1.0,
 ) -> Begun:
     """Set up and build the method.
 
@@ -55,24 +55,18 @@ def build_in_slices(
     known : StepZero, optional
     settled : mapping, optional
         Of the run that goes on.
+    more : float
+        As for `set_up_in_slices`.
     """
     set_threads(common.threads, 0)
-    choice = _choice(options)
-    sliced = set_up_in_slices(options, common, data.train, device, choice.method, search_end, known, report, team)
-    setup = sliced.setup
+    sliced = set_up_in_slices(options, common, data.train, device, search_end, known, report, team, more)
+    setup, choice = sliced.setup, sliced.method
     check_method(choice.method, setup.layout)
     set_threads(common.threads, sliced.problem.points * team.size * width_of(setup), team.place.local_size)
     own = FitData(data.shell, data.validation, data.parents)
     parts = Ingredients(setup, own, options, common, device, {IN_SLICES: True, **(settled or {})}, team)
     training = SLICED_METHODS[choice.method](parts, sliced, data.train)
     return Begun(parts, choice, InSlices(data.train, sliced, training))
-
-
-def _choice(options: FitOptions) -> MethodChoice:
-    """The method that the options name; `auto` is δ-SNet."""
-    if options.method != "auto":
-        return MethodChoice(options.method, "as asked for.")
-    return MethodChoice("delta", "the data is larger than memory, and its sums over slices are exact.")
 
 
 def require_same_reading(settled: dict[str, object], *, sliced: bool, path: str) -> None:

@@ -48,16 +48,16 @@ def plan_in_slices(
     device = choose_device(common.device)
     with closing(load_slices(train, options, common, report)) as data:
         whole = data.train
-        count = min(TRIED_MOVING if options.method in MOVING else TRIED, len(whole))
+        count = min(TRIED if options.method == "delta" else TRIED_MOVING, len(whole))
         few = replace(data, train=_first(whole, count))
         started = time.perf_counter()
-        begun = build_in_slices(options, common, few, device, deadline, None, report)
+        more = len(whole) / count
+        begun = build_in_slices(options, common, few, device, deadline, None, report, more=more)
         assert begun.in_slices is not None
         (_, sliced, training), parts, choice = begun.in_slices, begun.parts, begun.choice
         seconds_setup = time.perf_counter() - started
-        more = len(whole) / count
         timed = _timed(training, sliced)
-        resident = _resident(sliced, moving=options.method in MOVING)
+        resident = _resident(sliced, moving=choice.method in MOVING)
         share = _kept_share(timed.bytes_kept, resident, more, common)
         plan = {
             "trajectories": len(whole),

@@ -48,7 +48,7 @@ class Frame:
     inputs: tuple[str, ...]
     model: Model
     team: Team
-    moving: bool
+    moving: bool = False
 
     def sums(self, found: Discretisation, first: Trajectories) -> StepZeroSums:
         """Step 0 on this discretisation, before any slice."""
@@ -108,8 +108,6 @@ def make_frame(
     slices: TrajectorySlices,
     device: torch.device,
     team: Team,
-    *,
-    moving: bool,
 ) -> Frame:
     """The model and the channels for this file."""
     shell = slices.shell
@@ -118,7 +116,7 @@ def make_frame(
     seen = observed_names(shell.output_names, options.observe)
     space = state_space(choice.name, seen, shell.inputs.names)._replace(states=layout.states)
     model = new_model(choice, space, common).to(device)
-    return Frame(options, common, shell, choice, layout, space.inputs, model, team, moving)
+    return Frame(options, common, shell, choice, layout, space.inputs, model, team)
 
 
 def _means(data: Trajectories) -> FloatArray:

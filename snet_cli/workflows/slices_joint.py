@@ -8,7 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snet_cli.data.trajectory_slices import TrajectorySlices
-from snet_cli.training.arrow import BATCH_BYTES, CROSS_COPIES, MOST_WEIGHTS, SCHUR_COPIES
+from snet_cli.training.arrow import BATCH_BYTES, CROSS_COPIES
 from snet_cli.training.joint import Joint
 from snet_cli.training.relaxed_slices import RelaxedSlices
 from snet_cli.training.robust import as_tensor
@@ -17,14 +17,13 @@ from snet_cli.workflows import memory
 from snet_cli.workflows.build_joint import JOINT, SCORE_GAMMA, noise_levels, prior_of_noise
 from snet_cli.workflows.methods import unknowns_notes
 from snet_cli.workflows.slices_parts import channels_in_slices, counts_in_slices, room_left, rule_in_slices
-from snet_cli.workflows.slices_setup import WORKING_ROOM, SlicedSetup, bytes_of_moves
+from snet_cli.workflows.slices_setup import WORKING_ROOM, SlicedSetup, bytes_of_joint, bytes_of_moves
 from snet_cli.workflows.training_plan import IN_SLICES, Ingredients, Training, iteration_limit, validation_of
 
 FloatArray = NDArray[np.float64]
 
-LEAST_BATCH, LARGEST_BATCH = 50e6, float(BATCH_BYTES * CROSS_COPIES)
-"""Bytes for the arrays of a batch, and as many again for eliminations that are kept: at least beside those for S, and
-where there is enough memory."""
+LARGEST_BATCH = float(BATCH_BYTES * CROSS_COPIES)
+"""Bytes for the arrays of a batch, and as many again for eliminations that are kept, where there is enough memory."""
 
 NOTE = (
     "in slices the mesh stays that of step 0, which is refined where all data is in memory, and no confidence is kept, "
@@ -79,13 +78,13 @@ def _memory(parts: Ingredients, sliced: SlicedSetup) -> tuple[int, float]:
         Where there is not enough for one batch beside X.
     """
     weights = sum(p.numel() for p in parts.setup.trained.model.parameters())
-    least = LEAST_BATCH + SCHUR_COPIES * memory.NUMBER * min(weights, MOST_WEIGHTS) ** 2
+    least = bytes_of_joint(weights)
     moves = bytes_of_moves(sliced.problem.nodes.nbytes, parts.team)
     taken = memory.resident() if parts.common.max_memory is not None else 0.0
     what = f"joint training on {sliced.counts.trajectories} trajectories"
-    memory.require_share(what, taken + moves + 2.0 * least + WORKING_ROOM, parts.common, parts.team.place)
+    memory.require_share(what, taken + moves + least, parts.common, parts.team.place)
     left = room_left(parts) - moves
-    batch = min(max(left / 3.0, least), LARGEST_BATCH)
+    batch = min(max(left / 3.0, 0.5 * (least - WORKING_ROOM)), LARGEST_BATCH)
     return int(batch), max(left - 2.0 * batch, 0.0)
 
 

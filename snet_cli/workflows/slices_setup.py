@@ -26,8 +26,9 @@ from snet_cli.spectral.fitting import channel_scales
 from snet_cli.spectral.mesh import Mesh, mesh_between
 from snet_cli.spectral.selection import SELECTION_SAMPLES
 from snet_cli.training.alpha_mesh import refine_for_alpha
+from snet_cli.training.arrow import MOST_WEIGHTS, SCHUR_COPIES
 from snet_cli.training.blocks import BlockProblem
-from snet_cli.training.method_choice import EXACT
+from snet_cli.training.method_choice import EXACT, MethodChoice, why_not_joint
 from snet_cli.training.options import FitOptions
 from snet_cli.training.starts import FIRST_LAG, free_states
 from snet_cli.training.state_layout import StateLayout
@@ -54,6 +55,9 @@ NORMALISING_POINTS = 200_000
 
 WORKING_ROOM = 250e6
 """Bytes that are left for what a slice or a block takes while it is worked on."""
+
+LEAST_BATCH = 50e6
+"""Bytes for the arrays of a batch of joint, and as many again for eliminations that are kept, at least."""
 
 MOVING = ("alpha", "joint")
 """Methods that move X."""
@@ -88,6 +92,8 @@ class SlicedSetup:
 
     Attributes
     ----------
+    method : MethodChoice
+        One that moves X has every element count, on the finer mesh that α-SNet and joint take.
     setup : Setup
         As any fit has it, but that its problem is one block, and its step 0 a trajectory of mean length without
         values, which stands for all.
@@ -109,6 +115,7 @@ class SlicedSetup:
         Time of the pass over the ranges.
     """
 
+    method: MethodChoice
     setup: Setup
     problem: BlockProblem
     judged: Judged
@@ -132,37 +139,39 @@ def set_up_in_slices(
     common: CommonOptions,
     slices: TrajectorySlices,
     device: torch.device,
-    method: str,
     deadline: float,
     known: StepZero | None,
     report: Reporter,
     team: Team,
+    more: float = 1.0,
 ) -> SlicedSetup:
     """Step 0 of all slices, the problem in blocks, and a new model.
 
     Parameters
     ----------
-    method : str
-        One that moves X has every element count, on the finer mesh that α-SNet and joint take.
     deadline : float
         Reading of `time.perf_counter` after which the search for order and elements takes its best so far.
     known : StepZero, optional
         Of the run that goes on: its order, elements and noise.
+    more : float
+        How many times as many trajectories there are in truth: a plan tries some of them.
 
     Raises
     ------
     DataError, UsageError
     """
-    frame = make_frame(options, common, slices, device, team, moving=method in MOVING)
-    if frame.moving:
-        _require_known_states(method, frame.layout)
+    frame = make_frame(options, common, slices, device, team)
     cuts = slices.cuts(team.size, team.rank)
     spans = slices.spans(cuts)
     first = _first_trajectories(slices, spans, team)
     coarse = found = _discretisation(options, common, first, frame.layout, frame.choice, deadline, known, team)
-    if frame.moving and known is None:
-        found = _refined(options, coarse, first, int(slices.row_size.max()))
-        if found.threshold is not None:
+    fine = coarse if known is not None else _refined(options, coarse, first, int(slices.row_size.max()))
+    method = _method(frame, fine, spans, more)
+    frame = replace(frame, moving=method.method in MOVING)
+    if frame.moving:
+        _require_known_states(method.method, frame.layout)
+        found = fine
+        if found.threshold is not None and known is None:
             found = replace(found, threshold=frame.threshold_on(found, first))
     require_room(slices, spans, found, frame.layout, len(frame.inputs), common, team, moving=frame.moving)
     if isinstance(frame.model, Mlp) and frame.model.lags:
@@ -193,7 +202,31 @@ def set_up_in_slices(
     trajectories, free = (int(count) for count in team.total(float(problem.mesh.trajectories), float(passed.free)))
     starts = trajectories * (len(frame.layout.states) - len(frame.layout.lags))
     counts = Counts(trajectories, starts, free, passed.least_samples(spans, coarse, team), condition)
-    return SlicedSetup(setup, problem, judged, cuts, passed.bounds, counts, frame, found, first, seconds)
+    return SlicedSetup(method, setup, problem, judged, cuts, passed.bounds, counts, frame, found, first, seconds)
+
+
+def _method(frame: Frame, fine: Discretisation, spans: FloatArray, more: float) -> MethodChoice:
+    """The method that the options name; `auto` is joint where nothing keeps it from being used, else δ-SNet."""
+    options, common, team = frame.options, frame.common, frame.team
+    if options.method != "auto":
+        return MethodChoice(options.method, "as asked for.")
+    n, weights = len(frame.layout.states), sum(p.numel() for p in frame.model.parameters())
+    own = more * float(elements_of(spans, fine).sum()) * (fine.order + 1)
+    (points,) = team.total(own)
+    size = memory.NUMBER * own * n
+    needed = size + memory.NUMBER * own * len(frame.inputs) + bytes_of_moves(size, team) + bytes_of_joint(weights)
+    fits = not team.any(memory.resident() + needed > memory.share(common, team.place))[0]
+    obstacle = why_not_joint(frame.layout, weights, int(points) * n, fits=fits and weights <= MOST_WEIGHTS)
+    if options.preset == "paper" or frame.choice.source is not None:
+        obstacle = "the paper has two methods of its own" if options.preset == "paper" else "the model is a module"
+    if obstacle is None:
+        return MethodChoice("joint", f"the Schur complement of its {weights} weights fits the memory.")
+    return MethodChoice("delta", f"the data is larger than memory. (Not joint: {obstacle}.)")
+
+
+def bytes_of_joint(weights: int) -> float:
+    """Bytes that joint takes at least beside X: what a slice takes, S, and two batches."""
+    return WORKING_ROOM + 2.0 * (LEAST_BATCH + SCHUR_COPIES * memory.NUMBER * min(weights, MOST_WEIGHTS) ** 2)
 
 
 def _require_known_states(method: str, layout: StateLayout) -> None:
