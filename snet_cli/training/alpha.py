@@ -26,8 +26,9 @@ from snet_cli.training.lbfgs import LbfgsStep
 from snet_cli.training.method import Step
 from snet_cli.training.options import ThetaStepOptions
 from snet_cli.training.problem import Problem
-from snet_cli.training.relaxed import RelaxedParts, RelaxedProblem, nodes_of, total_misfit
+from snet_cli.training.relaxed import RelaxedParts, RelaxedProblem, nodes_of
 from snet_cli.training.relaxed_score import RelaxedScorer
+from snet_cli.training.relaxed_slices import total_misfit
 from snet_cli.training.robust import weighed
 from snet_cli.training.state_step import DEFAULT_MEMORY, GradientStep, build_state_step
 from snet_cli.training.theta_lm import LevenbergMarquardtStep

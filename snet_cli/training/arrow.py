@@ -45,7 +45,8 @@ from torch import Tensor
 from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
 from snet_cli.training.normal_blocks import SampleGram, normal_blocks, sample_grams
-from snet_cli.training.relaxed import RelaxedPart, RelaxedParts, RelaxedProblem, misfit, total_misfit, weighted_square
+from snet_cli.training.relaxed import RelaxedPart, RelaxedParts, RelaxedProblem, misfit, weighted_square
+from snet_cli.training.relaxed_slices import total_misfit
 from snet_cli.training.robust import weighed
 from snet_cli.training.weight_system import put_weights, weights_of
 
@@ -283,14 +284,6 @@ class ArrowProblem:
             tail, R, L = self.team.sum(sums)[0].tolist()
         # rounding may make the difference negative where nothing is left; a NaN stays one
         return Loss(max(R - tail, 0.0), tail, L, self.prior * float(self.theta().square().sum()))
-
-    def squares(self, nodes: Tensor) -> Tensor:
-        """Squared errors of each output (d,) at the samples, whatever these count."""
-        sums = [
-            torch.where(piece.relaxed.observed.weight > 0, piece.relaxed.error(nodes[piece.elements]), 0.0)
-            for piece in self.pieces()
-        ]
-        return self.team.sum(torch.stack([error.square().sum(0) for error in sums]).sum(0))[0]
 
     def misfit(self, nodes: Tensor) -> float:
         """L alone."""

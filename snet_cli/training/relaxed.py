@@ -273,12 +273,6 @@ def misfit(relaxed: RelaxedProblem, nodes: Tensor) -> Tensor:
     return torch.zeros_like(relaxed.misfit_share).index_add(0, seen.trajectory, cost)
 
 
-def total_misfit(parts: RelaxedParts, nodes: Tensor, team: Team) -> float:
-    """L over all parts and processes."""
-    own = [misfit(part.relaxed, nodes[part.elements]).sum() for part in map(parts.part, range(parts.count))]
-    return float(team.sum(torch.stack(own).sum())[0])
-
-
 def residual(relaxed: RelaxedProblem, model: Model, nodes: Tensor) -> Tensor:
     """Each trajectory's part of R, shape (B,): (T_b / ΣT) R_b. Differentiable in the node values and in θ."""
     return weighted_square(relaxed, relaxed.defect(model, nodes))

@@ -20,7 +20,7 @@ from snet_cli.data.trajectories import Trajectories
 from snet_cli.distributed import Team
 from snet_cli.spectral.mesh import Mesh
 from snet_cli.training.blocks import BlockProblem
-from snet_cli.training.relaxed import RelaxedPart, known_start_mask, relax
+from snet_cli.training.relaxed import RelaxedPart, RelaxedParts, known_start_mask, misfit, relax
 
 FloatArray = NDArray[np.float64]
 
@@ -81,3 +81,18 @@ class RelaxedSlices:
         relaxed = relax(problem, data, self.channels, known_start=known).among(self.problem.total, self.times)
         first = self.mesh.first_element
         return RelaxedPart(relaxed, slice(begin, end), slice(int(first[begin]), int(first[end])))
+
+
+def total_misfit(parts: RelaxedParts, nodes: Tensor, team: Team) -> float:
+    """L over all parts and processes."""
+    own = [misfit(part.relaxed, nodes[part.elements]).sum() for part in map(parts.part, range(parts.count))]
+    return float(team.sum(torch.stack(own).sum())[0])
+
+
+def squared_errors(parts: RelaxedParts, nodes: Tensor, team: Team) -> Tensor:
+    """Squared errors of each output (d,) at the samples, whatever these count, over all parts and processes."""
+    sums = []
+    for part in map(parts.part, range(parts.count)):
+        measured = part.relaxed.observed.weight > 0
+        sums.append(torch.where(measured, part.relaxed.error(nodes[part.elements]), 0.0).square().sum(0))
+    return team.sum(torch.stack(sums).sum(0))[0]

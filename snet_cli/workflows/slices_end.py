@@ -16,8 +16,10 @@ from snet_cli.data.trajectory_slices import TrajectorySlices
 from snet_cli.distributed import ALONE, Team
 from snet_cli.forecasting.rollout import rollout
 from snet_cli.integration import Tolerances
+from snet_cli.training.alpha import Alpha
 from snet_cli.training.joint import Joint
 from snet_cli.training.loop import FitResult
+from snet_cli.training.relaxed_slices import squared_errors
 from snet_cli.workflows.honest_end import RolloutScore, explained, residuals_between
 from snet_cli.workflows.reporter import Reporter, Tick
 from snet_cli.workflows.slices_frame import statistics_of
@@ -110,7 +112,10 @@ def disagreement_in_slices(
     """`honest_end.disagreement` on slices; residuals between the nodes are those of the first slice."""
     setup, judged, method = sliced.setup, sliced.judged, training.method
     nodes: Tensor | None = getattr(method, "nodes", None)
-    square = method.arrow.squares(method.nodes).cpu().numpy() if isinstance(method, Joint) else judged.square
+    square = judged.square
+    if isinstance(method, Alpha | Joint):
+        source = method.arrow.source if isinstance(method, Joint) else method.relaxed
+        square = squared_errors(source, method.nodes, training.team).cpu().numpy()
     own = math.sqrt(float((square / judged.spread**2).sum() / judged.values.sum()))
 
     def residuals() -> tuple[float, float]:
