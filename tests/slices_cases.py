@@ -36,6 +36,7 @@ def slice_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(blocks, "BLOCK_POINTS", 40)
     monkeypatch.setattr(sliced_data, "NUMBERS_AT_LEAST", 0)
     monkeypatch.setattr(sliced_data, "FIT_COPIES", 1e12)
+    monkeypatch.setattr(sliced_data, "MOVING_COPIES", 1e12)
     monkeypatch.setattr(slices_setup, "WORKING_ROOM", 0.0)
     monkeypatch.setattr(slices_parts, "WORKING_ROOM", 0.0)
     monkeypatch.setattr(slices_setup, "LEAST_BATCH", 1e5)

@@ -158,7 +158,7 @@ def test_a_run_goes_on_from_its_state_with_its_trajectories(
         assert snet(*words, last, "-o", "m.h5", "--force").code == 0
         assert snet(*words, 14, "-o", "m.h5", "--resume").json["resumed_from"] == last
         assert Path("m.h5").read_bytes() == Path("straight.h5").read_bytes()
-    monkeypatch.setattr(sliced_data, "FIT_COPIES", 0.0)
+    monkeypatch.setattr(sliced_data, "MOVING_COPIES", 0.0)
     refused = snet(*words, 20, "-o", "m.h5", "--resume")
     assert refused.code == 4
     assert "the run had its data in slices" in refused.err
