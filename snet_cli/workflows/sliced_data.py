@@ -23,8 +23,8 @@ from snet_cli.workflows.fit_data import drawn_validation, fraction_of, require_s
 from snet_cli.workflows.reporter import Reporter
 
 FIT_COPIES, MOVING_COPIES = 26.0, 50.0
-"""Peak memory of `fit --method delta` in one piece, in bytes per byte that the file's arrays declare, and of methods that
-move x, which `auto` may come to: 20 000 vehicles of 25 samples, torch included."""
+"""Peak memory of `fit --method delta` in one piece, in bytes per byte that the file's arrays declare, and of methods
+that move x, which `auto` may come to: 20 000 vehicles of 25 samples, torch included."""
 
 VALIDATION_COPIES = 12.0
 """The same of validation data, which stays in memory."""
