@@ -46,3 +46,11 @@ def snet(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.Capture
     for name in [name for name in os.environ if name.startswith("SNET_")]:
         monkeypatch.delenv(name)
     return run_in(capsys)
+
+
+@pytest.fixture
+def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Everything is too large, and slices and blocks are small."""
+    from tests.slices_cases import slice_everything
+
+    slice_everything(monkeypatch)

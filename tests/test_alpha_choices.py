@@ -10,6 +10,7 @@ from snet_cli.training.alpha_mesh import refine_for_alpha
 from snet_cli.training.alpha_options import AlphaOptions
 from snet_cli.training.gamma import (
     NoiseLevelGamma,
+    SampleCounts,
     choose_by_held_out,
     estimated_noise,
     mean_square_noise,
@@ -33,7 +34,7 @@ def test_gamma_moves_until_the_misfit_is_at_the_noise_level():
     data = sparse(spirals(20, 60, noise=noise), 0.5)
     problem = problem_of(data, order=14, elements=1)
     relaxed = relax(problem, data, channel_scale(data.outputs, None, scaled=True))
-    rule = NoiseLevelGamma(noise_misfit(relaxed, np.full(2, noise)))
+    rule = NoiseLevelGamma(noise_misfit(SampleCounts.of(relaxed), np.full(2, noise)))
     alpha = Alpha(
         problem, relaxed, true_spiral(), AlphaOptions(warm_up=0, theta_steps=1), ThetaStepOptions(), gamma=rule
     )
@@ -48,8 +49,8 @@ def test_the_noise_level_counts_measured_values_and_free_starts():
     sigma = np.array([0.1, 0.2])
     expected = float((sigma**2 * free.observed.channel.numpy()).sum()) * free.observed.trajectory.numel()
     values = 2 * free.observed.trajectory.numel()
-    assert noise_misfit(free, sigma) == pytest.approx(expected * (1 - 8 / values))
-    assert noise_misfit(known, sigma) == pytest.approx(expected * (1 - 4 / values))
+    assert noise_misfit(SampleCounts.of(free), sigma) == pytest.approx(expected * (1 - 8 / values))
+    assert noise_misfit(SampleCounts.of(known), sigma) == pytest.approx(expected * (1 - 4 / values))
     assert misfit(free, nodes).sum() > 0
 
 
@@ -65,9 +66,10 @@ def test_only_dense_well_conditioned_noisy_data_tells_its_noise():
 def test_the_scatter_of_the_misfit_is_that_of_a_chi_square():
     _, _, relaxed, _ = relaxed_spirals(4, missing=0.0)
     sigma = np.array([0.1, 0.1]) / np.sqrt(relaxed.observed.channel.numpy())  # the same (σ / c)² in both channels
-    assert misfit_deviation(relaxed, sigma) == pytest.approx(np.sqrt(2.0 / relaxed.observed.values.numel()))
-    assert misfit_deviation(relaxed, np.zeros(2)) == 0.0
-    assert mean_square_noise(relaxed, sigma) == pytest.approx(0.01 * relaxed.observed.trajectory.numel())
+    counts = SampleCounts.of(relaxed)
+    assert misfit_deviation(counts, sigma) == pytest.approx(np.sqrt(2.0 / relaxed.observed.values.numel()))
+    assert misfit_deviation(counts, np.zeros(2)) == 0.0
+    assert mean_square_noise(counts, sigma) == pytest.approx(0.01 * relaxed.observed.trajectory.numel())
     rule = NoiseLevelGamma(1.0, deviation=0.02)
     assert [rule.arrived(value) for value in (0.97, 1.03, 0.94, 1.06)] == [True, True, False, False]
 
@@ -85,22 +87,23 @@ def test_held_out_samples_are_taken_from_the_others_and_never_the_first_of_a_tra
 def test_the_plan_of_gamma_says_what_decided():
     _, _, relaxed, nodes = relaxed_spirals(2)
     noise = np.array([0.4, 0.4])
+    counts, start = SampleCounts.of(relaxed), float(misfit(relaxed, nodes).sum())
 
     def never():
         raise AssertionError("no search is needed")
 
-    fixed = plan_gamma(0.3, relaxed, nodes, stated=noise, estimated=None, search=never)
+    fixed = plan_gamma(0.3, counts, start, stated=noise, estimated=None, search=never)
     assert (fixed.gamma, fixed.reason) == (0.3, "gamma 0.3 as asked for.")
-    stated = plan_gamma("auto", relaxed, nodes, stated=noise, estimated=3 * noise, search=never)
+    stated = plan_gamma("auto", counts, start, stated=noise, estimated=3 * noise, search=never)
     assert isinstance(stated.gamma, NoiseLevelGamma)
     assert "stated in the file" in stated.reason
-    seen = plan_gamma("auto", relaxed, nodes, stated=None, estimated=3 * noise, search=never)
+    seen = plan_gamma("auto", counts, start, stated=None, estimated=3 * noise, search=never)
     assert seen.gamma.target == pytest.approx(9 * stated.gamma.target)
-    unfit = plan_gamma("auto", relaxed, nodes, stated=1e-6 * noise, estimated=None, search=never)
-    assert unfit.gamma.target == misfit(relaxed, nodes).sum()  # no γ brings L below what a free series leaves
+    unfit = plan_gamma("auto", counts, start, stated=1e-6 * noise, estimated=None, search=never)
+    assert unfit.gamma.target == start  # no γ brings L below what a free series leaves
     errors = {30.0: 2.0, 3.0: 1.0, 0.3: 1.5, 0.03: float("nan")}
     found = plan_gamma(
-        "auto", relaxed, nodes, stated=None, estimated=None, search=lambda: choose_by_held_out(errors.get)
+        "auto", counts, start, stated=None, estimated=None, search=lambda: choose_by_held_out(errors.get)
     )
     assert (found.gamma, found.noise) == (3.0, 1.0)
     assert found.reason == "gamma 3 by held-out samples (error 2 at 30, 1 at 3, 1.5 at 0.3, inf at 0.03)."

@@ -19,36 +19,21 @@ import pytest
 import torch
 
 from snet_cli.data import slice_writer, trajectory_slices
-from snet_cli.data.checkpoint_file import load_checkpoint
 from snet_cli.data.slice_writer import save_slices, stored
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.trajectory_file import load_trajectories, save_trajectories
 from snet_cli.data.trajectory_slices import open_slices
 from snet_cli.errors import DataError, OutputError
-from snet_cli.simulation.simulate import simulate
 from snet_cli.training import blocks
-from snet_cli.workflows import forecast_plan, memory, simulate_slices, sliced_data, slices_setup
+from snet_cli.workflows import simulate_slices, sliced_data
 from tests.children import leftovers, limit_file_size, run_child
 from tests.command import Snet
+from tests.slices_cases import LAST_DIGITS, recordings, theta
 from tests.teams import together
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
-LAST_DIGITS = 1e-9
-
 FIT = ("fit", "a.h5", "--method", "delta", "--iterations", 8, "--threads", 1, "--json", "-o")
-
-
-def recordings(system: str = "vehicle", trajectories: int = 20) -> Trajectories:
-    """Ragged recordings of a known system: of each sample but the ends one in ten is lost, some values too."""
-    horizon = 2.0 if system == "vehicle" else None
-    data = simulate(
-        system, trajectories=trajectories, horizon=horizon, samples=30, noise=0.01, missing=0.02
-    ).trajectories
-    keep = np.random.default_rng(1).random(data.time.size) < 0.9
-    keep[data.offsets[:-1]] = keep[data.offsets[1:] - 1] = True
-    data = data.select_rows(keep)
-    return replace(data, split=np.where(np.arange(trajectories) % 5 == 2, 1, 0))
 
 
 def assert_same(found: Any, expected: Any, where: str = "", *, rtol: float = 0.0) -> None:
@@ -61,18 +46,6 @@ def assert_same(found: Any, expected: Any, where: str = "", *, rtol: float = 0.0
             np.testing.assert_allclose(one, other, rtol=rtol, atol=rtol, err_msg=name)
         elif each.name not in ("title", "history", "provenance", "parameters", "system"):
             assert one == other, name
-
-
-@pytest.fixture
-def small_slices(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Everything is too large, and slices and blocks are small."""
-    monkeypatch.setattr(trajectory_slices, "SLICE_SAMPLES", 80)
-    monkeypatch.setattr(blocks, "BLOCK_POINTS", 40)
-    monkeypatch.setattr(sliced_data, "NUMBERS_AT_LEAST", 0)
-    monkeypatch.setattr(sliced_data, "FIT_COPIES", 1e12)
-    monkeypatch.setattr(slices_setup, "WORKING_ROOM", 0.0)
-    monkeypatch.setattr(forecast_plan, "FORECAST_SAMPLES", 100)
-    monkeypatch.setattr(memory, "of_forecasts", lambda times, states: 1e30)
 
 
 # reading and writing
@@ -246,10 +219,6 @@ def test_an_error_of_the_data_in_the_middle_leaves_nothing(tmp_path: Path) -> No
 
 
 # training
-
-
-def theta(path: str) -> np.ndarray:
-    return np.concatenate([np.ravel(value) for value in load_checkpoint(path).state.values()])
 
 
 def assert_same_fit(ran: Any, expected: dict[str, Any]) -> None:

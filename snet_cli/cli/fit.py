@@ -157,6 +157,12 @@ def _plan_lines(result: Mapping[str, Any]) -> list[str]:
     plain = {key: value for key, value in result.items() if isinstance(value, str | int | float) and key != "dry_run"}
     lines = [f"{key}: {value}" for key, value in plain.items() if key != "command"]
     lines += ["model: " + " ".join(f"{key}={value}" for key, value in dict(result["model"]).items())]
+    if (slices := result.get("slices")) is not None:
+        lines.append(
+            f"slices: {slices['count']} of {counted(slices['trajectories_each'], 'trajectory', 'trajectories')}, "
+            f"{number(slices['resident_mb'])} MB stay in memory, set-up {duration(slices['seconds_setup'])}, "
+            f"{number(slices['seconds_per_iteration'])} s an iteration"
+        )
     rows = [["channel", "error of step 0", "noise"]]
     rows += [[name, number(one["error"]), number(one["noise"])] for name, one in result["step_zero"].items()]
     return [*lines, *columns(rows)]

@@ -19,15 +19,17 @@ from torch import Tensor
 from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
 from snet_cli.training.alpha_options import AlphaOptions
+from snet_cli.training.blocks import BlockProblem
 from snet_cli.training.closed_form import solve_in_closed_form
 from snet_cli.training.gamma import NoiseLevelGamma
 from snet_cli.training.lbfgs import LbfgsStep
 from snet_cli.training.method import Step
 from snet_cli.training.options import ThetaStepOptions
-from snet_cli.training.problem import Problem, Residual
-from snet_cli.training.relaxed import RelaxedProblem, misfit, nodes_of
+from snet_cli.training.problem import Problem
+from snet_cli.training.relaxed import RelaxedParts, RelaxedProblem, nodes_of
 from snet_cli.training.relaxed_score import RelaxedScorer
-from snet_cli.training.robust import huber_weight
+from snet_cli.training.relaxed_slices import total_misfit
+from snet_cli.training.robust import weighed
 from snet_cli.training.state_step import DEFAULT_MEMORY, GradientStep, build_state_step
 from snet_cli.training.theta_lm import LevenbergMarquardtStep
 from snet_cli.training.theta_step import ThetaStep, build_theta_step
@@ -51,10 +53,10 @@ class Alpha:
 
     Parameters
     ----------
-    problem : Problem
-        Step 0 of the training data, all elements.
-    relaxed : RelaxedProblem
-        The same with the samples (`relaxed.relax`).
+    problem : Problem or BlockProblem
+        Step 0 of the training data, all elements; in blocks every element counts, and no formula gives θ.
+    relaxed : RelaxedParts
+        The same with the samples; in parts only Gauss-Newton moves X, and nothing perturbs it.
     model : Model
     options : AlphaOptions
     theta : ThetaStepOptions
@@ -85,8 +87,8 @@ class Alpha:
 
     def __init__(
         self,
-        problem: Problem,
-        relaxed: RelaxedProblem,
+        problem: Problem | BlockProblem,
+        relaxed: RelaxedParts,
         model: Model,
         options: AlphaOptions,
         theta: ThetaStepOptions,
@@ -101,29 +103,29 @@ class Alpha:
         team: Team = ALONE,
     ) -> None:
         self.team = team
-        self.samples = int(team.total(relaxed.observed.trajectory.numel())[0])
-        self.problem, self.relaxed, self.model, self.options = problem, relaxed, model, options
+        self.samples = relaxed.sample_times(team)
+        self.problem, self.model, self.options = problem, model, options
+        self.relaxed = self.unweighed = relaxed
         self.gamma_rule = gamma if isinstance(gamma, NoiseLevelGamma) else None
         self.gamma = gamma.value if isinstance(gamma, NoiseLevelGamma) else gamma
         self.scorer = held_out
         self.threshold = threshold
         self.prior, self.noise = prior, noise
-        self.measured = relaxed.observed.weight
         self.iteration = 0
         self.warming = options.warm_up > 0
         self.quiet = 0  # iterations in a row in which J hardly fell
         self.last = Step(float("inf"), float("inf"), float("inf"))
-        before = team.before(relaxed.trajectories)
-        nodes = nodes_of(problem) + perturbation(relaxed, options.perturbation, seed, before)
+        nodes = nodes_of(problem)
+        if isinstance(relaxed, RelaxedProblem):
+            nodes += perturbation(relaxed, options.perturbation, seed, team.before(relaxed.trajectories))
         self.states = build_state_step(
             options.state_step, relaxed, model, nodes, own=options.own_descent, memory=memory
         )
-        self.residual = Residual(self._problem_at(nodes), model)
-        self.closed_form = solve_in_closed_form(model, self._problem_at(nodes).node_data(), team)
+        fixed = self._problem_at(nodes)
+        self.residual = fixed.residual(model)
+        self.closed_form = isinstance(fixed, Problem) and solve_in_closed_form(model, fixed.node_data(), team)
         self.theta: ThetaStep | None = (
-            None
-            if self.closed_form
-            else build_theta_step(theta, model, self._loss, self._problem_at(nodes), self._prior(), team)
+            None if self.closed_form else build_theta_step(theta, model, self._loss, fixed, self._prior(), team)
         )
         self.warming = self.warming and self.theta is not None
 
@@ -159,7 +161,7 @@ class Alpha:
         if not self.warming:
             self._move_states()
         residual = self._move_theta()
-        error = float(self.team.sum(misfit(self.relaxed, self.nodes).sum())[0])
+        error = total_misfit(self.relaxed, self.nodes, self.team)
         now = Step(residual, error, self.gamma * error + residual)
         if self.warming:
             gains = self.iteration < LEAST_WARM_UP or self.last.residual - residual > WARM_GAIN * residual
@@ -180,8 +182,7 @@ class Alpha:
 
     def _move_states(self) -> None:
         if self.threshold is not None:
-            weight = self.measured * huber_weight(self.relaxed.error(self.nodes), self.threshold)
-            self.relaxed = self.relaxed.with_weight(weight)
+            self.relaxed = weighed(self.unweighed, self.nodes, self.threshold)
             self.states.use(self.relaxed)
         for _ in range(self.options.state_step.steps):
             self.states.step(self.gamma)
@@ -189,9 +190,9 @@ class Alpha:
     def _move_theta(self) -> float:
         """N_t steps on R with x fixed; returns R after them."""
         fixed = self._problem_at(self.nodes)
-        if self.closed_form:
+        if self.closed_form and isinstance(fixed, Problem):
             solve_in_closed_form(self.model, fixed.node_data(), self.team)
-        self.residual = Residual(fixed, self.model)
+        self.residual = fixed.residual(self.model)
         value = float("nan")
         if self.theta is not None:
             if isinstance(self.theta, LbfgsStep):
@@ -214,8 +215,11 @@ class Alpha:
     def _prior(self) -> float:
         return self.prior + self.gamma * self.noise / max(self.samples, 1)
 
-    def _problem_at(self, nodes: Tensor) -> Problem:
+    def _problem_at(self, nodes: Tensor) -> Problem | BlockProblem:
         """The problem on the current X; every element counts, those in gaps too."""
+        if isinstance(self.problem, BlockProblem):
+            return replace(self.problem, nodes=nodes.cpu().numpy())
+        assert isinstance(self.relaxed, RelaxedProblem)
         return replace(
             self.problem,
             x=nodes.flatten(0, 1),

@@ -45,7 +45,9 @@ from torch import Tensor
 from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
 from snet_cli.training.normal_blocks import SampleGram, normal_blocks, sample_grams
-from snet_cli.training.relaxed import RelaxedProblem, misfit, weighted_square
+from snet_cli.training.relaxed import RelaxedPart, RelaxedParts, RelaxedProblem, misfit, weighted_square
+from snet_cli.training.relaxed_slices import total_misfit
+from snet_cli.training.robust import weighed
 from snet_cli.training.weight_system import put_weights, weights_of
 
 DEFAULT_MEMORY = 1_000_000_000
@@ -130,6 +132,37 @@ class Batch(NamedTuple):
         return whitened - self.tail[:, :, None] * (self.tail[:, None, :] @ whitened)
 
 
+class Piece:
+    """Trajectories whose samples stand in memory together, and what does not change with X.
+
+    Attributes
+    ----------
+    relaxed : RelaxedProblem
+    elements : slice
+        Among all of this process.
+    root, tail : Tensor, shape (N, P)
+        W^½ and t.
+    batches : list of Batch
+        Empty until they are needed.
+    """
+
+    def __init__(self, part: RelaxedPart) -> None:
+        self.relaxed, self.elements = part.relaxed, part.elements
+        self.root = self.relaxed.quadrature.sqrt()
+        mode = torch.from_numpy(self.relaxed.mesh.basis.M[:, -1].copy()).to(self.root.device)
+        tail = self.root * mode
+        self.tail = tail / tail.norm(dim=1, keepdim=True)
+        self.batches: list[Batch] = []
+
+    def losses(self, model: Model, x: Tensor) -> Tensor:
+        """What the ψ_p-component adds to R, R of all P residuals, and L; shape (3,)."""
+        defect = self.relaxed.defect(model, x)
+        whitened = self.root[:, :, None] * self.relaxed.scale * defect
+        square = weighted_square(self.relaxed, defect).sum()
+        top = (self.tail[:, None, :] @ whitened).square().sum()
+        return torch.stack([top, square, misfit(self.relaxed, x).sum()])
+
+
 class StateSystem(NamedTuple):
     """A, g_x, M and the projected residuals T d of a batch; rows of a known x(t0) are those of the identity, or zero.
 
@@ -147,7 +180,8 @@ class ArrowProblem:
 
     Parameters
     ----------
-    relaxed : RelaxedProblem
+    relaxed : RelaxedParts
+        Parts that do not stand in memory anyway are read anew in every pass over the trajectories.
     model : Model
         Holds θ.
     nodes : Tensor, shape (N, P, n)
@@ -166,7 +200,7 @@ class ArrowProblem:
 
     def __init__(
         self,
-        relaxed: RelaxedProblem,
+        relaxed: RelaxedParts,
         model: Model,
         nodes: Tensor,
         *,
@@ -179,29 +213,51 @@ class ArrowProblem:
         self.model, self.prior, self.memory, self.exact, self.team = model, prior, memory, exact, team
         self.parameters = list(model.parameters())
         self.formed = schur_fits(self.theta().numel(), memory) if formed is None else formed
-        mode = torch.from_numpy(relaxed.mesh.basis.M[:, -1].copy()).to(nodes.device)
-        root = relaxed.quadrature.sqrt()
-        tail = root * mode
-        self.tail = tail / tail.norm(dim=1, keepdim=True)
-        P = root.shape[1]
-        projector = torch.eye(P, dtype=root.dtype, device=root.device) - self.tail[:, :, None] * self.tail[:, None, :]
-        self.projected = root[:, :, None] * projector
-        self.slopes = (relaxed.differentiation * relaxed.rate[:, None, None]).mT @ self.projected
-        self.measure = relaxed.quadrature[:, :, None] / _variance(relaxed, nodes, team)
-        self.use(relaxed)
+        self.source = self._unweighed = relaxed
+        self.rows = nodes.shape[1] * nodes.shape[2]
+        self.variance = _variance(relaxed.quadrature, nodes, team)
+        self._whole: Piece | None = None
 
-    def use(self, relaxed: RelaxedProblem) -> None:
-        """Take other sample weights over (robust losses); the discretisation stays."""
-        self.relaxed = relaxed
-        self.batches = list(self._cut())
+    @property
+    def relaxed(self) -> RelaxedProblem:
+        """The problem with the sample weights of now, where it stands in memory in one piece."""
+        (piece,) = self.pieces()
+        return piece.relaxed
 
-    def _cut(self) -> Iterator[Batch]:
+    def weigh(self, nodes: Tensor, threshold: Tensor) -> None:
+        """Let samples count from now on as their errors at these X tell, under Huber's loss with thresholds (d,)."""
+        self.source, self._whole = weighed(self._unweighed, nodes, threshold), None
+
+    def pieces(self) -> Iterator[Piece]:
+        """All trajectories, those together that stand in memory together."""
+        return map(self._piece, range(self.source.count))
+
+    @property
+    def batches(self) -> Iterator[Batch]:
+        """All trajectories, as many at a time as their arrays fit into memory."""
+        for piece in self.pieces():
+            piece.batches = piece.batches or list(self._cut(piece))
+            yield from piece.batches
+
+    def _piece(self, number: int) -> Piece:
+        if self._whole is not None:
+            return self._whole
+        piece = Piece(self.source.part(number))
+        if isinstance(self.source, RelaxedProblem):
+            self._whole = piece
+        return piece
+
+    def _cut(self, piece: Piece) -> Iterator[Batch]:
         """Ranges of trajectories whose arrays fit into memory."""
-        relaxed = self.relaxed
+        relaxed, tail, root = piece.relaxed, piece.tail, piece.root
+        P = root.shape[1]
+        projector = torch.eye(P, dtype=root.dtype, device=root.device) - tail[:, :, None] * tail[:, None, :]
+        projected = root[:, :, None] * projector
+        slopes = (relaxed.differentiation * relaxed.rate[:, None, None]).mT @ projected
+        measure = relaxed.quadrature[:, :, None] / self.variance
         grams = sample_grams(relaxed)
-        first = relaxed.mesh.first_element
-        rows = self.rows
-        one = batch_bytes(rows, self.theta().numel() * self.formed, rows)
+        first, before = relaxed.mesh.first_element, piece.elements.start
+        one = batch_bytes(self.rows, self.theta().numel() * self.formed, self.rows)
         room = min(self.memory, BATCH_BYTES * CROSS_COPIES) // one
         begin = 0
         while begin < relaxed.trajectories:
@@ -209,14 +265,9 @@ class ArrowProblem:
             end = min(max(fits, begin + 1), relaxed.trajectories)
             own = slice(int(first[begin]), int(first[end]))
             part = [SampleGram(gram.gram[own], gram.coupling) for gram in grams]
-            constant = (self.tail[own], self.projected[own], self.slopes[own], self.measure[own])
-            yield Batch(relaxed.between(begin, end), own, part, *constant)
+            constant = (tail[own], projected[own], slopes[own], measure[own])
+            yield Batch(relaxed.between(begin, end), slice(before + own.start, before + own.stop), part, *constant)
             begin = end
-
-    @property
-    def rows(self) -> int:
-        """P n, the unknowns of an element."""
-        return self.relaxed.t.shape[1] * self.relaxed.scale.numel()
 
     def theta(self) -> Tensor:
         """θ in float64, in the order of the model's parameters."""
@@ -229,14 +280,14 @@ class ArrowProblem:
     def loss(self, nodes: Tensor) -> Loss:
         """R, L and the penalty at node values X and the model's θ."""
         with torch.no_grad():
-            defect = self.relaxed.defect(self.model, nodes)
-            whitened = self.relaxed.quadrature.sqrt()[:, :, None] * self.relaxed.scale * defect
-            square = weighted_square(self.relaxed, defect).sum()
-            top = (self.tail[:, None, :] @ whitened).square().sum()
-            sums = self.team.sum(top, square, misfit(self.relaxed, nodes).sum())
-        tail, R, L = (float(value) for value in sums)
+            sums = torch.stack([piece.losses(self.model, nodes[piece.elements]) for piece in self.pieces()]).sum(0)
+            tail, R, L = self.team.sum(sums)[0].tolist()
         # rounding may make the difference negative where nothing is left; a NaN stays one
         return Loss(max(R - tail, 0.0), tail, L, self.prior * float(self.theta().square().sum()))
+
+    def misfit(self, nodes: Tensor) -> float:
+        """L alone."""
+        return total_misfit(self.source, nodes, self.team)
 
     def state_system(self, batch: Batch, x: Tensor, gamma: float, rates: Tensor, F: Tensor) -> StateSystem:
         """A, g_x, M and T d of one batch.
@@ -278,9 +329,9 @@ def _coupling(batch: Batch, F: Tensor, free: Tensor) -> Tensor:
     return M.flatten(3, 4).flatten(1, 2)
 
 
-def _variance(relaxed: RelaxedProblem, nodes: Tensor, team: Team) -> Tensor:
+def _variance(quadrature: Tensor, nodes: Tensor, team: Team) -> Tensor:
     """Variance of each state over all trajectories, shape (n,); of a state that rests, its square, or 1."""
-    weight = relaxed.quadrature[:, :, None]
+    weight = quadrature[:, :, None]
     mean, square = team.sum((weight * nodes).sum((0, 1)), (weight * nodes**2).sum((0, 1)))
     (variance,) = team.sum((weight * (nodes - mean) ** 2).sum((0, 1)))
     fallback = torch.where(square > 0, square, 1.0)

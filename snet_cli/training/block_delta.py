@@ -4,7 +4,7 @@ The full batch goes into every step, so that L-BFGS stays what it is; but where 
 a model of this kind needs to be nearly right, the first steps descend on every so many-th element alone, until that
 gains little any more. From there the full batch has a short way to go.
 
-Not here are Levenberg-Marquardt, formulas for θ and the robust form for exact data: they look at all points at once.
+Not here are formulas for θ and the robust form for exact data: they look at all points at once.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from snet_cli.training.lbfgs import LbfgsStep
 from snet_cli.training.method import Step
 from snet_cli.training.options import ThetaStepOptions
 from snet_cli.training.problem import Problem
-from snet_cli.training.theta_step import AdamStep, ThetaStep
+from snet_cli.training.theta_lm import LevenbergMarquardtStep
+from snet_cli.training.theta_step import ThetaStep, build_theta_step
 
 WARM_ELEMENTS = 20_000
 """Elements, of all processes, that the first steps descend on ..."""
@@ -32,6 +33,9 @@ WARM_SHARE = 0.1
 
 WARM_WINDOW, WARM_GAIN, WARM_MOST = 20, 0.01, 300
 """The warm-up ends when R fell by less than WARM_GAIN of itself over WARM_WINDOW steps, or after so many steps."""
+
+LM_WINDOW, LM_MOST = 3, 30
+"""The same for Levenberg-Marquardt, whose steps do what tens of others do."""
 
 
 WARM_TOTALS = "warm_totals"
@@ -57,7 +61,6 @@ class BlockDelta:
         Step 0 of this process's training data.
     model : Model
     options : ThetaStepOptions
-        L-BFGS or Adam.
     misfit : float
         L of step 0, which δ-SNet does not change.
     held_out : Problem or BlockProblem, optional
@@ -85,15 +88,13 @@ class BlockDelta:
         team: Team = ALONE,
     ) -> None:
         self.model, self.team, self.prior, self.misfit = model, team, prior, misfit
+        self.problem = problem
         self.residual = problem.residual(model)
         self.warm = None if warm is None else warm.residual(model)
         self.totals: list[float] = []
         self.held_out_residual = None if held_out is None else held_out.residual(model)
-        self.theta: ThetaStep = (
-            AdamStep(model, self._objective, options.rate, team)
-            if options.name == "adam"
-            else LbfgsStep(model, self._objective, team)
-        )
+        first = problem if warm is None else warm
+        self.theta: ThetaStep = build_theta_step(options, model, self._objective, first, prior, team)
 
     def _penalty(self) -> Tensor:
         return self.prior * torch.stack([(p * p).sum() for p in self.model.parameters()]).sum()
@@ -111,9 +112,7 @@ class BlockDelta:
     def step(self) -> Step:
         """One step on θ."""
         if self.warm is not None and self._is_warm():
-            self.warm = None
-            if isinstance(self.theta, LbfgsStep):
-                self.theta.reopen()  # the objective changed; the curvature pairs stay a good guess
+            self._go_on_with_all()
         total = self.theta.step()
         if self.warm is not None:
             self.totals.append(total)
@@ -124,10 +123,20 @@ class BlockDelta:
 
     def _is_warm(self) -> bool:
         """Whether the warm-up has done what it can."""
-        if len(self.totals) <= WARM_WINDOW:
+        slow = not isinstance(self.theta, LevenbergMarquardtStep)
+        window, most = (WARM_WINDOW, WARM_MOST) if slow else (LM_WINDOW, LM_MOST)
+        if len(self.totals) <= window:
             return False
-        before, now = self.totals[-1 - WARM_WINDOW], self.totals[-1]
-        return len(self.totals) >= WARM_MOST or before - now < WARM_GAIN * abs(before)
+        before, now = self.totals[-1 - window], self.totals[-1]
+        return len(self.totals) >= most or before - now < WARM_GAIN * abs(before)
+
+    def _go_on_with_all(self) -> None:
+        """Let the steps descend on all elements."""
+        self.warm = None
+        if isinstance(self.theta, LbfgsStep):
+            self.theta.reopen()  # the objective changed; the curvature pairs stay a good guess
+        elif isinstance(self.theta, LevenbergMarquardtStep):
+            self.theta.use(self.problem, self.prior)
 
     def held_out(self) -> Tensor | None:
         """R on the held-out data's step 0."""
@@ -146,6 +155,6 @@ class BlockDelta:
         own = dict(state)
         if WARM_TOTALS in own:
             self.totals = own.pop(WARM_TOTALS).tolist()
-        else:
-            self.warm = None
+        elif self.warm is not None:
+            self._go_on_with_all()
         self.theta.restore(own)

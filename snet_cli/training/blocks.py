@@ -10,7 +10,7 @@ evaluation, which costs less than reading it from a disk.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -54,6 +54,8 @@ class BlockProblem:
     device : torch.device
     room : float
         Bytes that kept blocks may take.
+    share : ndarray, shape (M, n), optional
+        What the squared residuals of each of `elements` count, where not all count alike.
     """
 
     layout: StateLayout
@@ -66,6 +68,7 @@ class BlockProblem:
     scale: FloatArray
     device: torch.device
     room: float = 0.0
+    share: FloatArray | None = None
 
     @property
     def points(self) -> int:
@@ -76,6 +79,14 @@ class BlockProblem:
         """Ranges of `elements` of one block each; they depend on the data only."""
         step = max(1, BLOCK_POINTS // (self.mesh.basis.order + 1))
         return [slice(begin, begin + step) for begin in range(0, self.elements.size, step)]
+
+    def parts(self) -> Iterator[Problem]:
+        """One block after the other (`problem.Points`)."""
+        return map(self.block, self.cuts())
+
+    def with_share(self, share: Tensor) -> BlockProblem:
+        """The same with squared residuals that count for so much, shape (M, n), by element and state."""
+        return replace(self, share=share.cpu().numpy(), room=0.0)  # the plain blocks have the room
 
     def block(self, cut: slice) -> Problem:
         """The problem on some of the elements, in the weights that they have in the whole."""
@@ -99,7 +110,9 @@ class BlockProblem:
             return torch.from_numpy(values).to(self.device)
 
         arrays = (flat(t), flat(nodes), flat(slope), flat(u), flat(weight))
-        return Problem(self.layout, mesh, nodes, *arrays, torch.from_numpy(self.scale).to(self.device))
+        scale = torch.from_numpy(self.scale).to(self.device)
+        share = None if self.share is None else flat(np.repeat(self.share[cut, None], nodes.shape[1], 1))
+        return Problem(self.layout, mesh, nodes, *arrays, scale, share)
 
     def with_scale(self, team: Team = ALONE) -> BlockProblem:
         """The same with s one over the root mean square of ẋ over all processes; 1 for a state that never moves."""
@@ -119,7 +132,17 @@ class BlockProblem:
         """The problem on these elements alone, in weights that sum to 1 over all processes."""
         at = self.mesh.left_boundary_of(elements)
         (total,) = team.total(float((self.mesh.boundaries[at + 1] - self.mesh.boundaries[at]).sum()))
-        return replace(self, elements=elements, total=total)
+        return replace(self, elements=elements, total=total, share=None)
+
+    def between(self, begin: int, end: int) -> Problem:
+        """All elements of trajectories `begin` to `end` of this process, whether or not they count, with their mesh."""
+        first = self.mesh.first_element
+        everything = replace(self, elements=np.arange(first[begin], first[end]), share=None)
+        return replace(everything.block(slice(None)), mesh=self.mesh.between(begin, end))
+
+    def everywhere(self, team: Team = ALONE) -> BlockProblem:
+        """The same with every element counting, those in gaps too."""
+        return self.of(np.arange(self.mesh.elements), team)
 
     def node_data(self, most: int) -> NodeData:
         """The first points that count, `most` at most."""
@@ -160,6 +183,10 @@ class BlockResidual:
             return self.evaluate([])[0]
         value: Tensor = _BlockSum.apply(self, *parameters)  # type: ignore[no-untyped-call]
         return value
+
+    def release(self) -> None:
+        """Keep no block any more."""
+        self.kept, self.taken = {}, 0.0
 
     def evaluate(self, parameters: list[Tensor]) -> tuple[Tensor, list[Tensor]]:
         """R, and its gradient by each of the parameters."""

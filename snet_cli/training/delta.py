@@ -9,6 +9,7 @@ Outside the paper, exact data has a robust form: the steps descend on R under Hu
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
@@ -128,7 +129,7 @@ class Delta:
 
     def _count(self, share: Tensor) -> None:
         """Let each squared defect count for so much from now on."""
-        self.share, self.descended = share, Residual(self.problem, self.model, share)
+        self.share, self.descended = share, Residual(replace(self.problem, share=share), self.model)
 
     def held_out(self) -> Tensor | None:
         """R on the held-out data's step 0 (Sec. 7: no ODE is solved), or what medians make of it."""

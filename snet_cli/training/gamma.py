@@ -66,32 +66,54 @@ class NoiseLevelGamma:
         return self.value
 
 
-def noise_misfit(relaxed: RelaxedProblem, noise: FloatArray) -> float:
+class SampleCounts(NamedTuple):
+    """What noise leaves in L depends on this alone.
+
+    Attributes
+    ----------
+    values : ndarray of int, shape (d,)
+        Measured values of each output.
+    channel : ndarray, shape (d,)
+        1 / (c² K).
+    times : int
+        K.
+    free : int
+        States of all trajectories whose x(t0) is free.
+    """
+
+    values: NDArray[np.int64]
+    channel: FloatArray
+    times: int
+    free: int
+
+    @classmethod
+    def of(cls, relaxed: RelaxedProblem) -> SampleCounts:
+        """Those of a problem."""
+        seen = relaxed.observed
+        values = (seen.weight > 0).sum(0).cpu().numpy()
+        return cls(values, seen.channel.cpu().numpy(), seen.trajectory.numel(), int((~relaxed.known_start).sum()))
+
+
+def noise_misfit(counts: SampleCounts, noise: FloatArray) -> float:
     """L that noise of these levels (d,) leaves at the fitted trajectories.
 
     Each trajectory takes one degree of freedom per state, its x(t0), unless that is known.
     """
-    seen = relaxed.observed
-    per_channel = (seen.weight > 0).sum(0).cpu().numpy()
-    expected = float((per_channel * noise**2 * seen.channel.cpu().numpy()).sum())
-    values = max(int(per_channel.sum()), 1)
-    free = int((~relaxed.known_start).sum())
-    return expected * max(1.0 - free / values, 0.5)
+    expected = float((counts.values * noise**2 * counts.channel).sum())
+    values = max(int(counts.values.sum()), 1)
+    return expected * max(1.0 - counts.free / values, 0.5)
 
 
-def misfit_deviation(relaxed: RelaxedProblem, noise: FloatArray) -> float:
+def misfit_deviation(counts: SampleCounts, noise: FloatArray) -> float:
     """Relative standard deviation of L under Gaussian noise of these levels (d,): squares scatter by √2 each."""
-    seen = relaxed.observed
-    per_channel = (seen.weight > 0).sum(0).cpu().numpy()
-    mean_square = noise**2 * seen.channel.cpu().numpy()
-    expected = float((per_channel * mean_square).sum())
-    return float(np.sqrt(2.0 * (per_channel * mean_square**2).sum())) / expected if expected > 0 else 0.0
+    mean_square = noise**2 * counts.channel
+    expected = float((counts.values * mean_square).sum())
+    return float(np.sqrt(2.0 * (counts.values * mean_square**2).sum())) / expected if expected > 0 else 0.0
 
 
-def mean_square_noise(relaxed: RelaxedProblem, noise: FloatArray) -> float:
+def mean_square_noise(counts: SampleCounts, noise: FloatArray) -> float:
     """Mean of (σ / c)² over the channels, from noise levels (d,)."""
-    seen = relaxed.observed
-    return float(np.mean(noise**2 * seen.channel.cpu().numpy())) * seen.trajectory.numel()
+    return float(np.mean(noise**2 * counts.channel)) * counts.times
 
 
 def estimated_noise(

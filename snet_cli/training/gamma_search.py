@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from torch import Tensor
 
 from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
@@ -18,6 +17,7 @@ from snet_cli.training.gamma import (
     CANDIDATES,
     GammaChoice,
     NoiseLevelGamma,
+    SampleCounts,
     choose_by_held_out,
     mean_square_noise,
     misfit_deviation,
@@ -27,7 +27,7 @@ from snet_cli.training.gamma import (
 )
 from snet_cli.training.options import ThetaStepOptions
 from snet_cli.training.problem import Problem
-from snet_cli.training.relaxed import RelaxedProblem, misfit
+from snet_cli.training.relaxed import RelaxedProblem
 from snet_cli.training.state_step import DEFAULT_MEMORY
 
 HELD_OUT_SHARE = 0.1
@@ -50,8 +50,8 @@ class GammaPlan(NamedTuple):
 
 def plan_gamma(
     option: Gamma,
-    relaxed: RelaxedProblem,
-    nodes: Tensor,
+    counts: SampleCounts,
+    start: float,
     *,
     stated: NDArray[np.float64] | None,
     estimated: NDArray[np.float64] | None,
@@ -62,23 +62,25 @@ def plan_gamma(
     Parameters
     ----------
     option : float or "auto"
-    nodes : Tensor, shape (N, P, n)
-        Step 0's.
+    counts : SampleCounts
+        Of all samples.
+    start : float
+        L at step 0.
     stated, estimated : ndarray, shape (d,), optional
         Noise levels from the file (`relaxed.known_noise`) and from dense data (`gamma.estimated_noise`).
     search : callable
         Called only where neither is there: `search_gamma` on this problem.
     """
     noise = estimated if stated is None else stated
-    square = 0.0 if noise is None else mean_square_noise(relaxed, noise)
+    square = 0.0 if noise is None else mean_square_noise(counts, noise)
     if option != "auto":
         return GammaPlan(float(option), f"gamma {option:g} as asked for.", square)
     if noise is not None:
         source = "the noise stated in the file" if stated is not None else "the noise that step 0 shows"
         # what step 0 leaves, x being free there but for q' = v, is no noise that γ could fit
-        target = max(noise_misfit(relaxed, noise), float(misfit(relaxed, nodes).sum()))
+        target = max(noise_misfit(counts, noise), start)
         return GammaPlan(
-            NoiseLevelGamma(target, deviation=misfit_deviation(relaxed, noise)),
+            NoiseLevelGamma(target, deviation=misfit_deviation(counts, noise)),
             f"gamma follows {source}: the misfit is to end at {target:.3g}.",
             square,
         )

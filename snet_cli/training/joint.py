@@ -24,15 +24,15 @@ from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
 from snet_cli.spectral.mesh import Mesh
 from snet_cli.training.arrow import DEFAULT_MEMORY, ArrowProblem, Loss
+from snet_cli.training.blocks import BlockProblem
 from snet_cli.training.closed_form import solve_in_closed_form
 from snet_cli.training.continuation import Continuation
 from snet_cli.training.linearisation import Linearisation
 from snet_cli.training.method import Step
 from snet_cli.training.problem import Problem
 from snet_cli.training.refinement import Gain, Remesher, mesh_from_state, mesh_state
-from snet_cli.training.relaxed import RelaxedProblem, misfit, nodes_of
+from snet_cli.training.relaxed import RelaxedParts, nodes_of
 from snet_cli.training.relaxed_score import RelaxedScorer
-from snet_cli.training.robust import huber_weight
 from snet_cli.training.warm_up import WarmUp
 from snet_cli.training.weight_system import EASIER, HARDER, LEAST_DAMPING, MOST_DAMPING, START_DAMPING
 
@@ -56,9 +56,9 @@ class Joint:
 
     Parameters
     ----------
-    problem : Problem
-        Step 0 of the training data, all elements.
-    relaxed : RelaxedProblem
+    problem : Problem or BlockProblem
+        Step 0 of the training data, all elements; in blocks every element counts, and no formula gives θ.
+    relaxed : RelaxedParts
         The same with the samples.
     model : Model
     gamma : float, optional
@@ -92,8 +92,8 @@ class Joint:
 
     def __init__(
         self,
-        problem: Problem,
-        relaxed: RelaxedProblem,
+        problem: Problem | BlockProblem,
+        relaxed: RelaxedParts,
         model: Model,
         *,
         gamma: float | None = None,
@@ -107,7 +107,6 @@ class Joint:
     ) -> None:
         self.team = team
         self.model, self.scorer, self.threshold = model, held_out, threshold
-        self.measured = relaxed.observed.weight
         self.prior, self.memory, self.exact = prior, memory, exact
         self.remesher, self.gain, self.refined_at = remesher, Gain(), 0
         self._use(relaxed, nodes_of(problem))
@@ -117,13 +116,17 @@ class Joint:
         self.outcome: Outcome | None = None
         self.failure: str | None = None
         self.moved = False  # since it was made or restored
-        everywhere = replace(problem, weight=relaxed.quadrature.flatten())
-        solved = solve_in_closed_form(model, everywhere.node_data(), team)
+        self._misfit_at_begin: float | None = None
+        solved = False
+        if isinstance(problem, Problem):
+            problem = replace(problem, weight=relaxed.quadrature.flatten())
+            solved = solve_in_closed_form(model, problem.node_data(), team)
         learns = not solved and any(p.requires_grad for p in model.parameters())
-        self.warm_up = WarmUp(everywhere, model, exact and self.arrow.formed, team=team) if learns else None
+        self.warm_up = WarmUp(problem, model, exact and self.arrow.formed, team=team) if learns else None
 
-    def _use(self, relaxed: RelaxedProblem, nodes: Tensor) -> None:
+    def _use(self, relaxed: RelaxedParts, nodes: Tensor) -> None:
         self.nodes = self.begun = nodes  # the damping's measure is that of the first X
+        self._known: Loss | None = None  # the loss at this X and θ, where a step has found it
         self.arrow = ArrowProblem(
             relaxed, self.model, nodes, prior=self.prior, memory=self.memory, exact=self.exact, team=self.team
         )
@@ -131,7 +134,7 @@ class Joint:
     @property
     def mesh(self) -> Mesh:
         """The discretisation of this process's trajectories at this moment."""
-        return self.arrow.relaxed.mesh
+        return self.arrow.source.mesh
 
     @property
     def gamma(self) -> float:
@@ -157,9 +160,9 @@ class Joint:
         if self.warm_up is not None and not self.warm_up.done:
             return self._warm_up(self.warm_up)
         if self.threshold is not None:
-            weight = self.measured * huber_weight(self.arrow.relaxed.error(self.nodes), self.threshold)
-            self.arrow.use(self.arrow.relaxed.with_weight(weight))
-        before, gamma = self.arrow.loss(self.nodes), self.gamma
+            self.arrow.weigh(self.nodes, self.threshold)
+            self._known = None
+        before, gamma = self._known or self.arrow.loss(self.nodes), self.gamma
         self.moved = True
         if self.outcome is None:
             after = self._move(before)
@@ -177,7 +180,9 @@ class Joint:
         self.evaluations = warm_up.evaluations
         if warm_up.done and warm_up.share is not None:
             self.outcome = "converged"  # exact as X is, it would have to bend to obey a model across a jump of f
-        error = float(self.team.sum(misfit(self.arrow.relaxed, self.nodes).sum())[0])
+        if self._misfit_at_begin is None:  # X stays
+            self._misfit_at_begin = self.arrow.misfit(self.nodes)
+        error = self._misfit_at_begin
         return Step(value, error, self.gamma * error + value)
 
     def _move(self, before: Loss) -> Loss:
@@ -195,9 +200,10 @@ class Joint:
                 move = system.solve(self.damping)
                 if move is not None:
                     arrow.put_theta(theta + move.weights)
-                    after = arrow.loss(self.nodes + move.states)
+                    nodes = move.states.add_(self.nodes)
+                    after = arrow.loss(nodes)
                     if after.total(gamma) < J:  # false for NaN
-                        self.nodes = self.nodes + move.states
+                        self.nodes, self._known = nodes, after
                         self.damping = max(self.damping / EASIER, LEAST_DAMPING)
                         self.state_damping = max(self.state_damping / EASIER, STATE_DAMPING)
                         return after
@@ -236,8 +242,11 @@ class Joint:
         progress += [-1 if self.outcome is None else outcomes.index(self.outcome)]
         collect = self.team.collect
         saved = {"nodes": collect(self.nodes), "progress": torch.tensor(progress, dtype=torch.float64)}
-        saved |= {f"mesh.{name}": collect(v) if v.dim() else v for name, v in mesh_state(self.mesh).items()}
-        saved["mesh.begun"] = collect(self.begun)
+        if self.remesher is not None:
+            saved |= {f"mesh.{name}": collect(v) if v.dim() else v for name, v in mesh_state(self.mesh).items()}
+            saved["mesh.begun"] = collect(self.begun)
+        if self.scorer is not None:
+            saved["held_out.nodes"] = self.scorer.state()
         saved["gain"] = torch.tensor([*self.gain, self.refined_at], dtype=torch.float64)
         began = {} if self.warm_up is None else self.warm_up.state()
         return saved | {f"warm_up.{name}": value for name, value in began.items()}
@@ -255,7 +264,9 @@ class Joint:
             self._use(self.remesher.rebuild(self.arrow.relaxed, mesh, begun), begun)
             self.refined_at = int(state["gain"][2])
             self.scorer = self.remesher.scorer(mesh) if self.refined_at else self.scorer
-        self.nodes = self.team.own(state["nodes"], self.nodes.shape[0]).clone()
+        self.nodes, self._known = self.team.own(state["nodes"], self.nodes.shape[0]).clone(), None
+        if self.scorer is not None and "held_out.nodes" in state:
+            self.scorer.restore(state["held_out.nodes"])
         self.gain = Gain(float(state["gain"][0]), int(state["gain"][1]))
         counts, level = state["progress"].tolist(), self.continuation
         self.iteration, self.evaluations = int(counts[0]), int(counts[1])

@@ -116,7 +116,7 @@ class Linearisation:
         self._kept: list[_Eliminated] = []
         theta, self.team = problem.theta(), problem.team
         rows = KEPT_COPIES * problem.rows + theta.numel() * problem.formed
-        elements = problem.relaxed.trajectory.numel() * self.team.lanes  # lanes stand in one memory
+        elements = nodes.shape[0] * self.team.lanes  # lanes stand in one memory
         self._keeps = 8 * rows * problem.rows * elements <= problem.memory
         self.prior = gamma * problem.prior if self.team.is_lead else 0.0  # once in the sum over the processes
         self.gradient = self.prior * theta

@@ -7,7 +7,9 @@ evaluation of f on one batch.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Protocol, Self
 
 import numpy as np
 import torch
@@ -24,6 +26,31 @@ FloatArray = NDArray[np.float64]
 
 RUNS = 200
 """Runs of elements at most that a held-out share is drawn from."""
+
+
+class Points(Protocol):
+    """The points of R that a process has: all in memory (`Problem`), or made a block at a time (`blocks`).
+
+    Attributes
+    ----------
+    mesh : Mesh
+        Of all elements of this process.
+    """
+
+    @property
+    def mesh(self) -> Mesh: ...  # noqa: D102
+
+    def parts(self) -> Iterator[Problem]:
+        """Problems on some points each, in the weights that they have in the whole, over which R is a sum."""
+        ...
+
+    def residual(self, model: Model) -> Callable[[], Tensor]:
+        """R as a function of the weights of this model."""
+        ...
+
+    def with_share(self, share: Tensor) -> Self:
+        """The same with squared residuals that count for so much, shape (N, n), by element and state."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -46,6 +73,8 @@ class Problem:
         (T_b / ΣT) w_q; zero on elements that no sample determines; sums to 1.
     scale : Tensor, shape (n,)
         s, one over the root mean square of ẋ; ones in the paper's presets.
+    share : Tensor, shape (Q, n), optional
+        What each squared defect counts, where not all count alike.
     """
 
     layout: StateLayout
@@ -57,6 +86,15 @@ class Problem:
     u: Tensor
     weight: Tensor
     scale: Tensor
+    share: Tensor | None = None
+
+    def parts(self) -> Iterator[Problem]:
+        """All of it at once (`Points`)."""
+        yield self
+
+    def with_share(self, share: Tensor) -> Problem:
+        """The same with squared residuals that count for so much, shape (N, n), by element and state."""
+        return replace(self, share=share.repeat_interleave(self.weight.numel() // share.shape[0], 0))
 
     def node_data(self) -> NodeData:
         """What models set their normalisation from: the points that count."""
@@ -82,6 +120,7 @@ class Problem:
             derivative=self.derivative[points],
             u=self.u[points],
             weight=self.weight[points],
+            share=None if self.share is None else self.share[points],
         )
 
     def split_elements(self, share: float, seed: int, team: Team = ALONE) -> tuple[Problem, Problem]:
@@ -108,6 +147,7 @@ class Problem:
             derivative=self.derivative[points],
             u=self.u[points],
             weight=weight / total,
+            share=None if self.share is None else self.share[points],
         )
 
 
@@ -132,19 +172,17 @@ class Residual:
     ----------
     problem : Problem
     model : Model
-    share : Tensor, shape (Q, n), optional
-        What each squared defect counts; one unless given.
     """
 
-    def __init__(self, problem: Problem, model: Model, share: Tensor | None = None) -> None:
+    def __init__(self, problem: Problem, model: Model) -> None:
         self.model = model
         dtype = next((p.dtype for p in model.parameters()), torch.float64)
         with torch.no_grad():
             self.features = tuple(part.to(dtype) for part in model.features(problem.t, problem.x, problem.u))
             self.target = problem.derivative
             self.factor = problem.weight[:, None] * problem.scale**2  # (Q, n)
-            if share is not None:
-                self.factor = self.factor * share
+            if problem.share is not None:
+                self.factor = self.factor * problem.share
             form = model.in_stacks(*self.features) if len(self.target) else None
             self.squares = None if form is None else StackSquares(form, self.target, self.factor)
 

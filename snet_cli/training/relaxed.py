@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from snet_cli.models.base import Model
 from snet_cli.spectral.fitting import channel_scales
 from snet_cli.spectral.legendre import legendre_values
 from snet_cli.spectral.mesh import Mesh
+from snet_cli.training.blocks import BlockProblem
 from snet_cli.training.problem import Problem
 from snet_cli.training.state_jacobian import evaluate
 
@@ -56,6 +58,41 @@ class Observations:
     values: Tensor
     weight: Tensor
     channel: Tensor
+
+
+class RelaxedPart(NamedTuple):
+    """Some trajectories, and which of a process's own they are: ranges of its trajectories and elements."""
+
+    relaxed: RelaxedProblem
+    trajectories: slice
+    elements: slice
+
+
+class RelaxedParts(Protocol):
+    """L and R of a process's trajectories: all in memory (`RelaxedProblem`), or read in parts (`relaxed_slices`)."""
+
+    @property
+    def mesh(self) -> Mesh:
+        """Of all trajectories of this process."""
+        ...
+
+    @property
+    def quadrature(self) -> Tensor:
+        """(T_b / ΣT) w_q of all elements, shape (N, P)."""
+        ...
+
+    @property
+    def count(self) -> int:
+        """Number of parts."""
+        ...
+
+    def part(self, number: int) -> RelaxedPart:
+        """One part, in the weights that it has in the whole."""
+        ...
+
+    def sample_times(self, team: Team) -> int:
+        """K: sample times that hold any value, of all processes."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -103,6 +140,19 @@ class RelaxedProblem:
     known_start: Tensor
     misfit_share: Tensor
     residual_share: Tensor
+
+    @property
+    def count(self) -> int:
+        """One part is all (`RelaxedParts`)."""
+        return 1
+
+    def part(self, number: int) -> RelaxedPart:
+        """All of it."""
+        return RelaxedPart(self, slice(0, self.trajectories), slice(0, self.trajectory.numel()))
+
+    def sample_times(self, team: Team) -> int:
+        """K of all processes."""
+        return int(team.total(self.observed.trajectory.numel())[0])
 
     @property
     def first_elements(self) -> Tensor:
@@ -193,9 +243,12 @@ class RelaxedProblem:
         """What `relax` made of one process's trajectories alone, with the weights that they have among all."""
         if team.size == 1:
             return self
-        horizon, times = float(self.mesh.horizon.sum()), max(self.observed.trajectory.numel(), 1)
-        all_horizon, all_times = team.total(horizon, float(times))
-        of_time, of_samples = horizon / all_horizon, times / all_times
+        return self.among(*team.total(float(self.mesh.horizon.sum()), float(max(self.observed.trajectory.numel(), 1))))
+
+    def among(self, all_horizon: float, all_times: float) -> RelaxedProblem:
+        """What `relax` made of some trajectories alone, with the weights they have among all: ΣT and K of these."""
+        of_time = float(self.mesh.horizon.sum()) / all_horizon
+        of_samples = max(self.observed.trajectory.numel(), 1) / all_times
         return replace(
             self,
             quadrature=self.quadrature * of_time,
@@ -346,6 +399,7 @@ def _observations(
     )
 
 
-def nodes_of(problem: Problem) -> Tensor:
-    """Step 0's node values (N, P, n) as a tensor of their own on the problem's device."""
-    return torch.from_numpy(problem.nodes).to(problem.t.device).clone()
+def nodes_of(problem: Problem | BlockProblem) -> Tensor:
+    """Step 0's node values (N, P, n) as a tensor on the problem's device, of its own unless they are many."""
+    nodes = torch.from_numpy(problem.nodes)
+    return nodes.to(problem.device) if isinstance(problem, BlockProblem) else nodes.to(problem.t.device).clone()

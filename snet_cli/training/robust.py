@@ -16,7 +16,7 @@ over θ; under Huber's loss they count linearly. There the threshold follows the
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -25,6 +25,8 @@ from torch import Tensor
 
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.distributed import ALONE, Team
+from snet_cli.spectral.mesh import Mesh
+from snet_cli.training.relaxed import RelaxedPart, RelaxedParts, RelaxedProblem
 from snet_cli.training.state_layout import StateLayout
 from snet_cli.training.step_zero import StepZero
 
@@ -55,6 +57,54 @@ def huber_threshold(error: FloatArray) -> FloatArray:
     largest = np.nanmax(np.where(np.isfinite(magnitude), magnitude, 0.0), axis=0, initial=0.0)
     threshold: FloatArray = TUNING * MAD_TO_STD * spread
     return np.where(threshold > 1e-9 * largest, threshold, np.where(largest > 0, largest, 1.0))
+
+
+@dataclass(frozen=True)
+class WeighedParts:
+    """Parts of a relaxed problem whose samples count as their errors at X tell, under Huber's loss.
+
+    Attributes
+    ----------
+    source : RelaxedParts
+    nodes : Tensor, shape (N, P, n)
+        X.
+    threshold : Tensor, shape (d,)
+    """
+
+    source: RelaxedParts
+    nodes: Tensor
+    threshold: Tensor
+
+    @property
+    def mesh(self) -> Mesh:
+        """Of all trajectories of this process."""
+        return self.source.mesh
+
+    @property
+    def quadrature(self) -> Tensor:
+        """As in `relaxed.RelaxedParts`."""
+        return self.source.quadrature
+
+    @property
+    def count(self) -> int:
+        """Number of parts."""
+        return self.source.count
+
+    def sample_times(self, team: Team) -> int:
+        """K of all processes."""
+        return self.source.sample_times(team)
+
+    def part(self, number: int) -> RelaxedPart:
+        """One part with the weights of its samples."""
+        part = self.source.part(number)
+        far = huber_weight(part.relaxed.error(self.nodes[part.elements]), self.threshold)
+        return part._replace(relaxed=part.relaxed.with_weight(part.relaxed.observed.weight * far))
+
+
+def weighed(source: RelaxedParts, nodes: Tensor, threshold: Tensor) -> RelaxedParts:
+    """The same with samples that count as their errors at X (N, P, n) tell, under Huber's loss, thresholds (d,)."""
+    parts = WeighedParts(source, nodes, threshold)
+    return parts.part(0).relaxed if isinstance(source, RelaxedProblem) else parts
 
 
 def residual_shares(defect: Tensor, weight: Tensor, team: Team = ALONE) -> Tensor:
@@ -137,7 +187,7 @@ def robust_step_zero(
     for choose_again in (True, False):
         zero, threshold = _settle(fit, data, layout, zero)
         if choose_again:
-            zero = fit(_clipped(data, _error(zero, data, layout), threshold), None, None)
+            zero = fit(clipped(data, _error(zero, data, layout), threshold), None, None)
     return replace(zero, threshold=threshold)
 
 
@@ -153,7 +203,7 @@ def _settle(
     threshold = huber_threshold(error)
     for _ in range(ROUNDS):
         threshold = huber_threshold(error)
-        zero = fit(_clipped(data, error, threshold), order, elements)
+        zero = fit(clipped(data, error, threshold), order, elements)
         before, error = error, _error(zero, data, layout)
         if np.nanmax(np.abs(error - before) / threshold, initial=0.0) < SETTLED:
             break
@@ -167,7 +217,7 @@ def _error(zero: StepZero, data: Trajectories, layout: StateLayout) -> FloatArra
     return difference
 
 
-def _clipped(data: Trajectories, error: FloatArray, threshold: FloatArray) -> Trajectories:
+def clipped(data: Trajectories, error: FloatArray, threshold: FloatArray) -> Trajectories:
     """The samples moved to within the threshold of the series."""
     return replace(data, outputs=data.outputs + error - np.clip(error, -threshold, threshold))
 

@@ -18,7 +18,7 @@ from snet_cli.models.base import Model
 from snet_cli.training.alpha_options import StateStepOptions
 from snet_cli.training.block_solver import BlockFactor
 from snet_cli.training.normal_blocks import NormalBlocks, SampleGram, normal_blocks, sample_grams, sample_pull
-from snet_cli.training.relaxed import RelaxedProblem, misfit, objective, weighted_square
+from snet_cli.training.relaxed import RelaxedParts, RelaxedProblem, misfit, objective, weighted_square
 from snet_cli.training.state_jacobian import evaluate, state_jacobian
 
 DEFAULT_MEMORY = 64_000_000
@@ -52,7 +52,7 @@ class StateStep(Protocol):
         """Move every trajectory once."""
         ...
 
-    def use(self, relaxed: RelaxedProblem) -> None:
+    def use(self, relaxed: RelaxedParts) -> None:
         """Take other sample weights over (robust losses); the discretisation stays."""
         ...
 
@@ -141,8 +141,9 @@ class GradientStep:
         gradient[self.relaxed.first_elements, 0] *= ~self.relaxed.known_start
         return gradient
 
-    def use(self, relaxed: RelaxedProblem) -> None:
+    def use(self, relaxed: RelaxedParts) -> None:
         """Take other sample weights over."""
+        assert isinstance(relaxed, RelaxedProblem)  # of all samples, whose sums it keeps
         self.relaxed = relaxed
         self.grams, self.pull = sample_grams(relaxed), sample_pull(relaxed)
 
@@ -160,7 +161,8 @@ class GaussNewtonStep:
 
     Parameters
     ----------
-    relaxed : RelaxedProblem
+    relaxed : RelaxedParts
+        Trajectories share nothing in this step, so that it goes from part to part.
     model : Model
     nodes : Tensor, shape (N, P, n)
     memory : int
@@ -172,17 +174,17 @@ class GaussNewtonStep:
         Levenberg parameter of each trajectory, relative to the diagonal of its blocks.
     """
 
-    def __init__(self, relaxed: RelaxedProblem, model: Model, nodes: Tensor, memory: int = DEFAULT_MEMORY) -> None:
+    def __init__(self, relaxed: RelaxedParts, model: Model, nodes: Tensor, memory: int = DEFAULT_MEMORY) -> None:
         self.model, self.nodes = model, nodes
         self.memory = memory
         self.evaluations = 0
-        self.damping = torch.full_like(relaxed.misfit_share, START_DAMPING)
+        self.damping = torch.full((relaxed.mesh.trajectories,), START_DAMPING, dtype=nodes.dtype, device=nodes.device)
         self.use(relaxed)
 
-    def use(self, relaxed: RelaxedProblem) -> None:
+    def use(self, relaxed: RelaxedParts) -> None:
         """Take other sample weights over (robust losses); the discretisation stays."""
         self.relaxed = relaxed
-        self.grams = sample_grams(relaxed)
+        self.grams = sample_grams(relaxed) if isinstance(relaxed, RelaxedProblem) else None
 
     def state(self) -> dict[str, Tensor]:
         """X, the dampings and the count of evaluations."""
@@ -196,24 +198,26 @@ class GaussNewtonStep:
     def step(self, gamma: float) -> None:
         """Move every trajectory to a smaller J_b, or leave it where it is and damp it more."""
         nodes = self.nodes.clone()
-        for begin, end, e0, e1 in self._batches():
-            part = self.relaxed.between(begin, end)
-            grams = [SampleGram(g.gram[e0:e1], g.coupling) for g in self.grams]
-            nodes[e0:e1], self.damping[begin:end] = self._move(
-                part, self.nodes[e0:e1], self.damping[begin:end], gamma, grams
-            )
+        for number in range(self.relaxed.count):
+            relaxed, own, elements = self.relaxed.part(number)
+            x, damping = nodes[elements], self.damping[own]  # views
+            whole = sample_grams(relaxed) if self.grams is None else self.grams
+            for begin, end, e0, e1 in self._batches(relaxed):
+                part = relaxed.between(begin, end)
+                grams = [SampleGram(g.gram[e0:e1], g.coupling) for g in whole]
+                x[e0:e1], damping[begin:end] = self._move(part, x[e0:e1], damping[begin:end], gamma, grams)
         self.nodes = nodes
         self.evaluations += 1
 
-    def _batches(self) -> Iterator[tuple[int, int, int, int]]:
+    def _batches(self, relaxed: RelaxedProblem) -> Iterator[tuple[int, int, int, int]]:
         """Ranges of trajectories whose blocks fit into memory, with their ranges of elements."""
         _, P, n = self.nodes.shape
-        first = self.relaxed.mesh.first_element
+        first = relaxed.mesh.first_element
         room = max(1, self.memory // (8 * BLOCK_COPIES * (P * n) ** 2))
         begin = 0
-        while begin < self.relaxed.trajectories:
+        while begin < relaxed.trajectories:
             end = int((first <= first[begin] + room).sum()) - 1
-            end = min(max(end, begin + 1), self.relaxed.trajectories)
+            end = min(max(end, begin + 1), relaxed.trajectories)
             yield begin, end, int(first[begin]), int(first[end])
             begin = end
 
@@ -302,18 +306,19 @@ def _reciprocal(share: Tensor) -> Tensor:
 
 
 def _build_gradient(
-    options: StateStepOptions, relaxed: RelaxedProblem, model: Model, nodes: Tensor, own: bool, memory: int
+    options: StateStepOptions, relaxed: RelaxedParts, model: Model, nodes: Tensor, own: bool, memory: int
 ) -> StateStep:
+    assert isinstance(relaxed, RelaxedProblem)
     return GradientStep(relaxed, model, nodes, options.rate, own=own)
 
 
 def _build_gauss_newton(
-    options: StateStepOptions, relaxed: RelaxedProblem, model: Model, nodes: Tensor, own: bool, memory: int
+    options: StateStepOptions, relaxed: RelaxedParts, model: Model, nodes: Tensor, own: bool, memory: int
 ) -> StateStep:
     return GaussNewtonStep(relaxed, model, nodes, memory)
 
 
-STATE_STEPS: dict[str, Callable[[StateStepOptions, RelaxedProblem, Model, Tensor, bool, int], StateStep]] = {
+STATE_STEPS: dict[str, Callable[[StateStepOptions, RelaxedParts, Model, Tensor, bool, int], StateStep]] = {
     "sgd": _build_gradient,
     "gauss-newton": _build_gauss_newton,
 }
@@ -322,7 +327,7 @@ STATE_STEPS: dict[str, Callable[[StateStepOptions, RelaxedProblem, Model, Tensor
 
 def build_state_step(
     options: StateStepOptions,
-    relaxed: RelaxedProblem,
+    relaxed: RelaxedParts,
     model: Model,
     nodes: Tensor,
     *,

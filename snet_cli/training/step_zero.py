@@ -272,8 +272,7 @@ def search_discretisation(
 
     apart = choose(samples, x0, None)
     noise = apart.channel_error
-    floor = 1e-12 * channel_scales(samples.values)[1]
-    noise_floor = np.where(np.isfinite(noise), np.maximum(noise, floor), floor)
+    noise_floor = noise_of_slopes(noise, samples.values)
     if not channels.slope_of:
         return SearchResult(apart.order, apart.elements, noise, samples)
     joined = fitted_samples(samples, channels, noise_floor)
@@ -281,6 +280,12 @@ def search_discretisation(
     slope_scale = np.array([noise_floor[channels.slope_of.get(i, i)] for i in fitted])
     together = choose(joined, None if x0 is None else x0[:, fitted], (noise_floor[fitted], slope_scale))
     return SearchResult(together.order, together.elements, noise, joined, noise_floor)
+
+
+def noise_of_slopes(noise: FloatArray, values: FloatArray) -> FloatArray:
+    """Noise of each output (d,) by which slopes are weighted: at least rounding, where it is known or not."""
+    floor = 1e-12 * channel_scales(values)[1]
+    return np.where(np.isfinite(noise), np.maximum(noise, floor), floor)
 
 
 def fitted_samples(samples: Samples, channels: FittedChannels, noise: FloatArray | None) -> Samples:

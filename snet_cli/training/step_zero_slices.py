@@ -17,16 +17,20 @@ from numpy.typing import NDArray
 
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.distributed import Team
-from snet_cli.spectral.fitting import Samples, fit_series
+from snet_cli.spectral.fitting import Samples, SeriesFit, fit_series
 from snet_cli.spectral.mesh import Mesh, build_mesh
-from snet_cli.training.node_inputs import jump_times
+from snet_cli.training.node_inputs import inputs_at_nodes, jump_times
 from snet_cli.training.relaxed import known_start_mask
+from snet_cli.training.robust import SETTLED, clipped
+from snet_cli.training.starts import with_lagged_inputs
 from snet_cli.training.state_layout import StateLayout
 from snet_cli.training.step_zero import (
     FittedChannels,
+    StepZero,
     all_states,
     fitted_channels,
     fitted_samples,
+    noise_of_slopes,
     rate_gains,
     rate_variance,
     require_two_samples,
@@ -37,6 +41,10 @@ from snet_cli.training.step_zero import (
 )
 
 FloatArray = NDArray[np.float64]
+
+
+CLIPPED_FITS = 100
+"""Most repetitions of a slice's fit under Huber's loss: outliers at the ends of a trajectory need as many."""
 
 
 @dataclass(frozen=True)
@@ -53,6 +61,8 @@ class Discretisation:
         Held-out error of each output, NaN where nothing was held out.
     noise_floor : ndarray, shape (d,), or None
         Noise by which slopes are weighted, where there are any.
+    threshold : ndarray, shape (d,), or None
+        Huber's threshold of each output; None under squared errors.
     """
 
     order: int
@@ -60,6 +70,22 @@ class Discretisation:
     longest: float
     noise: FloatArray
     noise_floor: FloatArray | None
+    threshold: FloatArray | None = None
+
+    @classmethod
+    def of(
+        cls, zero: StepZero, first: Trajectories, layout: StateLayout, second_order: dict[str, str]
+    ) -> Discretisation:
+        """That of a step 0 that is known, for the same first trajectories."""
+        slopes = fitted_channels(layout, second_order).slope_of
+        return cls(
+            zero.mesh.basis.order,
+            zero.mesh.elements_of_longest,
+            float((first.end - first.start).max()),
+            zero.noise,
+            noise_of_slopes(zero.noise, first.outputs) if slopes else None,
+            zero.threshold,
+        )
 
 
 def discretise(
@@ -120,6 +146,8 @@ class StepZeroSums:
         Sample times with any value.
     gains : ndarray, shape (3,)
         As from `rate_gains`.
+    lag_time : float
+        Time constant that lagged inputs begin with.
     """
 
     layout: StateLayout
@@ -128,13 +156,35 @@ class StepZeroSums:
     known_start: bool
     seed: int
     origin: FloatArray
+    lag_time: float = 0.0
     condition: float = 0.0
     penalty: float = 0.0
     sums: dict[str, FloatArray] = field(default_factory=dict)
 
     def add(self, data: Trajectories) -> SliceSeries:
-        """Fit the series of some trajectories."""
+        """Fit the series of some trajectories; under Huber's loss repeatedly, to samples that are clipped."""
         require_two_samples(data)
+        mesh, nodes, fit = self._fit(data)
+        kept, threshold = data, self.found.threshold
+        for _ in range(0 if threshold is None else CLIPPED_FITS):
+            assert threshold is not None
+            error = self._error(data, mesh, nodes)
+            kept = clipped(data, error, threshold)
+            mesh, nodes, fit = self._fit(kept)
+            change = np.abs(self._error(data, mesh, nodes) - error) / threshold
+            if np.nanmax(change, initial=0.0) < SETTLED:
+                break
+        self.condition, self.penalty = max(self.condition, fit.condition), max(self.penalty, fit.penalty)
+        self._count(data, kept, mesh, nodes)
+        return SliceSeries(mesh, nodes, fit.determined)
+
+    def _error(self, data: Trajectories, mesh: Mesh, nodes: FloatArray) -> FloatArray:
+        """Series minus samples, (obs, d)."""
+        series = mesh.evaluate(nodes, data.trajectory_of_row(), data.time) @ self.layout.observation.T
+        error: FloatArray = series - data.outputs
+        return error
+
+    def _fit(self, data: Trajectories) -> tuple[Mesh, FloatArray, SeriesFit]:
         layout, found = self.layout, self.found
         channels = fitted_channels(layout, self.second_order)
         known = _known(data, layout, self.known_start)
@@ -147,21 +197,21 @@ class StepZeroSums:
         fit = fit_series(mesh, samples, None if x0 is None else x0[:, channels.fitted], self.seed)
         nodes = all_states(mesh, fit, layout, channels)
         start_at(nodes, mesh, known)
-        self.condition, self.penalty = max(self.condition, fit.condition), max(self.penalty, fit.penalty)
-        self._count(data, mesh, nodes, samples)
-        return SliceSeries(mesh, nodes, fit.determined)
+        if layout.lags:
+            constants = np.full(len(layout.lags), self.lag_time)
+            nodes = with_lagged_inputs(mesh, nodes, layout, inputs_at_nodes(mesh, data.inputs), constants)
+        return mesh, nodes, fit
 
-    def _count(self, data: Trajectories, mesh: Mesh, nodes: FloatArray, samples: Samples) -> None:
-        series = mesh.evaluate(nodes, data.trajectory_of_row(), data.time) @ self.layout.observation.T
+    def _count(self, data: Trajectories, kept: Trajectories, mesh: Mesh, nodes: FloatArray) -> None:
+        """Add up errors at the samples that were fitted, and what the measured ones are."""
         mask = np.isfinite(data.outputs)
-        values = np.where(mask, data.outputs, 0.0)
-        moved = np.where(mask, values - self.origin, 0.0)
-        self._sum("square", (np.where(mask, series - values, 0.0) ** 2).sum(0))
+        moved = np.where(mask, data.outputs - self.origin, 0.0)
+        self._sum("square", (np.where(mask, self._error(kept, mesh, nodes), 0.0) ** 2).sum(0))
         self._sum("values", mask.sum(0).astype(np.float64))
         self._sum("first", moved.sum(0))
         self._sum("second", (moved**2).sum(0))
         self._sum("times", np.array([mask.any(1).sum(), mesh.elements, mesh.trajectories], dtype=np.float64))
-        self._sum("gains", rate_gains(mesh, samples))
+        self._sum("gains", rate_gains(mesh, Samples(data.trajectory_of_row(), data.time, data.outputs)))
 
     def _sum(self, name: str, value: FloatArray) -> None:
         self.sums[name] = self.sums[name] + value if name in self.sums else value

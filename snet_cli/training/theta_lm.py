@@ -3,7 +3,7 @@
 Half the Gauss-Newton Hessian of R = Σ_q w_q |s ⊙ (f - ẋ)|² is Σ_q G_qᵀ w_q S² G_q + λ 1 with G = ∂f/∂θ: the corner of
 the arrow (`arrow`), damped, measured and solved as its Schur complement is (`weight_system`). One iteration costs a
 sweep of G and N_θ² products a residual; it pays where N_θ is some hundreds, and reaches minima in tens of iterations
-that L-BFGS needs thousands for.
+that L-BFGS needs thousands for. The sums run over the parts of the points, which need not stand in memory together.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
-from snet_cli.training.problem import Problem, Residual
+from snet_cli.training.problem import Points
 from snet_cli.training.theta_jacobian import chunks, theta_jacobian
 from snet_cli.training.weight_system import (
     EASIER,
@@ -42,7 +42,7 @@ class LevenbergMarquardtStep:
 
     Parameters
     ----------
-    problem : Problem
+    problem : Points
         The points, ẋ, weights and scales of R.
     model : Model
     prior : float
@@ -54,7 +54,7 @@ class LevenbergMarquardtStep:
     """
 
     def __init__(
-        self, problem: Problem, model: Model, prior: float = 0.0, *, exact: bool = False, team: Team = ALONE
+        self, problem: Points, model: Model, prior: float = 0.0, *, exact: bool = False, team: Team = ALONE
     ) -> None:
         self.model, self.prior, self.exact, self.team = model, prior, exact, team
         self.parameters = list(model.parameters())
@@ -62,10 +62,10 @@ class LevenbergMarquardtStep:
         self.stalled = False
         self.use(problem, prior)
 
-    def use(self, problem: Problem, prior: float, share: Tensor | None = None) -> None:
-        """Go on on other trajectories (α-SNet moves them), with another λ, or with squares that count for `share`."""
-        self.problem, self.prior, self.share = problem, prior, share
-        self.residual = Residual(problem, self.model, share)
+    def use(self, problem: Points, prior: float) -> None:
+        """Go on on other trajectories (α-SNet moves them), with another λ, or with squares that count otherwise."""
+        self.problem, self.prior = problem, prior
+        self.residual = problem.residual(self.model)
         self.stalled = False
 
     def step(self) -> float:
@@ -89,18 +89,19 @@ class LevenbergMarquardtStep:
 
     def system(self, theta: Tensor) -> WeightSystem:
         """The normal equations of R + λ|θ|² at the model's θ."""
-        problem, size = self.problem, theta.numel()
+        size = theta.numel()
         prior = self.prior if self.team.is_lead else 0.0  # once in the sum over the processes
         matrix = prior * torch.eye(size, dtype=theta.dtype, device=theta.device)
         gradient = prior * theta
-        root = problem.weight.sqrt()[:, None] * problem.scale  # (Q, n)
-        if self.share is not None:
-            root = root * self.share.sqrt()
-        for part in chunks(problem.t.numel(), problem.scale.numel(), size, MEMORY):
-            rates, _, G = theta_jacobian(self.model, problem.t[part], problem.x[part], problem.u[part])
-            G.weighted_(root[part])
-            add_gram(matrix, G)
-            gradient = gradient + G.transpose_product(root[part] * (rates - problem.derivative[part]))
+        for problem in self.problem.parts():
+            root = problem.weight.sqrt()[:, None] * problem.scale  # (Q, n)
+            if problem.share is not None:
+                root = root * problem.share.sqrt()
+            for part in chunks(problem.t.numel(), problem.scale.numel(), size, MEMORY):
+                rates, _, G = theta_jacobian(self.model, problem.t[part], problem.x[part], problem.u[part])
+                G.weighted_(root[part])
+                add_gram(matrix, G)
+                gradient = gradient + G.transpose_product(root[part] * (rates - problem.derivative[part]))
         matrix, gradient = self.team.sum(matrix, gradient)
         return WeightSystem.build(matrix, gradient, self.model, exact=self.exact)
 

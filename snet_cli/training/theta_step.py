@@ -12,7 +12,7 @@ from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
 from snet_cli.training.lbfgs import LbfgsStep
 from snet_cli.training.options import ThetaStepOptions
-from snet_cli.training.problem import Problem
+from snet_cli.training.problem import Points
 from snet_cli.training.theta_lm import LevenbergMarquardtStep
 
 
@@ -97,7 +97,7 @@ def build_theta_step(
     options: ThetaStepOptions,
     model: Model,
     loss: Callable[[], Tensor],
-    problem: Problem,
+    problem: Points,
     prior: float,
     team: Team = ALONE,
 ) -> ThetaStep:
@@ -107,7 +107,7 @@ def build_theta_step(
     ----------
     loss : callable
         This process's part of R + λ|θ|² of the moment; what is minimised is its sum over the team.
-    problem : Problem
+    problem : Points
         Of this R; Levenberg-Marquardt needs more of it than its value.
     prior : float
         λ.

@@ -20,8 +20,9 @@ from torch import Tensor
 
 from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
+from snet_cli.training.blocks import BlockResidual
 from snet_cli.training.lbfgs import LbfgsStep
-from snet_cli.training.problem import Problem, Residual
+from snet_cli.training.problem import Points, Residual
 from snet_cli.training.robust import MAD_TO_STD, TUNING, element_residuals, huber_weight, median_magnitude
 from snet_cli.training.theta_lm import LevenbergMarquardtStep
 
@@ -47,7 +48,7 @@ class WarmUp:
 
     Parameters
     ----------
-    problem : Problem
+    problem : Points
         Step 0, all elements.
     model : Model
     exact : bool
@@ -61,12 +62,12 @@ class WarmUp:
         What the squared residuals of each element count, where not all count alike.
     """
 
-    def __init__(self, problem: Problem, model: Model, exact: bool, *, team: Team = ALONE) -> None:
-        self.problem, self.team = problem, team
+    def __init__(self, problem: Points, model: Model, exact: bool, *, team: Team = ALONE) -> None:
+        self.problem, self.model, self.team = problem, model, team
         self.share: Tensor | None = None
-        self.plain = Residual(problem, model)
-        self.rough_step = LbfgsStep(model, self.plain, team)
         self.fine_step = LevenbergMarquardtStep(problem, model, exact=True, team=team)
+        self.plain = self.fine_step.residual
+        self.rough_step = LbfgsStep(model, self.plain, team)
         self.rough, self.fine = (ROUGH_IF_EXACT, FINE) if exact else (ROUGH, 0)
         self.iteration, self.quiet, self.last = 0, 0, math.inf
 
@@ -82,6 +83,12 @@ class WarmUp:
 
     def step(self) -> float:
         """One iteration; returns R after it."""
+        value = self._step()
+        if self.done and isinstance(self.plain, BlockResidual):
+            self.plain.release()
+        return value
+
+    def _step(self) -> float:
         self.iteration += 1
         if self.iteration <= self.rough:
             return [self.rough_step.step() for _ in range(STEPS)][-1]
@@ -94,13 +101,18 @@ class WarmUp:
 
     def _reweight(self) -> None:
         """Let elements count as their residuals of now tell, once few of them were found to hold nearly all of R."""
-        problem = self.problem
+        nodes = self.problem.mesh.basis.order + 1
+        sizes, weights = [], []
         with torch.no_grad():
-            size = element_residuals(self.plain.defect(), problem.weight, problem.mesh.elements)
+            for part in self.problem.parts():
+                elements = part.weight.numel() // nodes
+                sizes.append(element_residuals(Residual(part, self.model).defect(), part.weight, elements))
+                weights.append(part.weight.view(elements, nodes).sum(1))
+                scale = part.scale**2
+        size, weight = torch.cat(sizes), torch.cat(weights)
         middle = median_magnitude(size, self.team)
         if self.share is None:
-            (square,) = self.team.sum((problem.weight.view(size.shape[0], -1).sum(1)[:, None] * size**2).sum(0))
-            scale = problem.scale**2
+            (square,) = self.team.sum((weight[:, None] * size**2).sum(0))
             if float((scale * square).sum()) <= KINKED * float((scale * (MAD_TO_STD * middle) ** 2).sum()):
                 return
         threshold = TUNING * MAD_TO_STD * middle
@@ -108,8 +120,7 @@ class WarmUp:
 
     def _count(self, share: Tensor) -> None:
         self.share = share
-        nodes = self.problem.weight.numel() // share.shape[0]
-        self.fine_step.use(self.problem, 0.0, share.repeat_interleave(nodes, 0))
+        self.fine_step.use(self.problem.with_share(share), 0.0)
 
     def state(self) -> dict[str, Tensor]:
         """What the next iteration needs beside θ."""

@@ -14,13 +14,13 @@ from snet_cli.spectral.fitting import channel_scales
 from snet_cli.training.alpha import LEAST_WARM_UP, Alpha
 from snet_cli.training.alpha_mesh import refine_for_alpha
 from snet_cli.training.alpha_options import ALPHA_PAPER_ITERATIONS, AlphaOptions
-from snet_cli.training.gamma import NoiseLevelGamma, estimated_noise
+from snet_cli.training.gamma import NoiseLevelGamma, SampleCounts, estimated_noise
 from snet_cli.training.gamma_search import GammaPlan, plan_gamma, search_gamma
 from snet_cli.training.loop import HELD_OUT_EVERY
 from snet_cli.training.method_choice import EXACT, samples_per_unknown
 from snet_cli.training.options import FitOptions
 from snet_cli.training.problem import Problem
-from snet_cli.training.relaxed import channel_scale, known_noise, known_start_mask, nodes_of, relax
+from snet_cli.training.relaxed import channel_scale, known_noise, known_start_mask, misfit, nodes_of, relax
 from snet_cli.training.relaxed_score import REFERENCE_GAMMA, RelaxedScorer
 from snet_cli.training.robust import as_tensor
 from snet_cli.training.starts import free_states
@@ -109,8 +109,8 @@ def _build(parts: Ingredients) -> Training:
     else:
         plan = plan_gamma(
             options.gamma,
-            relaxed,
-            nodes_of(problem),
+            SampleCounts.of(relaxed),
+            float(misfit(relaxed, nodes_of(problem)).sum()),
             stated=stated,
             estimated=estimated,
             search=lambda: search_gamma(

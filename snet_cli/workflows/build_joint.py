@@ -6,10 +6,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snet_cli.training.arrow import DEFAULT_MEMORY
-from snet_cli.training.gamma import noise_misfit
+from snet_cli.training.gamma import SampleCounts, noise_misfit
 from snet_cli.training.joint import Joint
 from snet_cli.training.options import FitOptions
-from snet_cli.training.relaxed import RelaxedProblem, channel_scale, known_noise, known_start_mask, relax
+from snet_cli.training.relaxed import channel_scale, known_noise, known_start_mask, relax
 from snet_cli.training.robust import as_tensor
 from snet_cli.training.starts import free_states
 from snet_cli.training.warm_up import FINE, ROUGH_IF_EXACT
@@ -55,7 +55,7 @@ def _build(parts: Ingredients) -> Training:
     known_exactly = exact and not free_states(setup.layout) and not setup.layout.lags
     zero = parts.team.once(lambda team: refined(parts, exact))
     problem = parts.team.once(lambda team: problem_of(parts, data.train, zero))
-    noise = _noise(parts, exact)
+    noise = noise_levels(parts, exact)
     channels = channel_scale(data.train.outputs, noise, scaled=options.scaled)
     known = None if free else known_start_mask(data.train, setup.layout.states)[0]
     relaxed = parts.team.once(lambda team: relax(problem, data.train, channels, known_start=known))
@@ -67,7 +67,7 @@ def _build(parts: Ingredients) -> Training:
         parts.own_relaxed(relaxed),
         setup.trained.model,
         gamma=None if options.gamma == "auto" else options.gamma,
-        prior=_prior(relaxed, noise) if options.prior == "auto" else options.prior,
+        prior=prior_of_noise(SampleCounts.of(relaxed), noise) if options.prior == "auto" else options.prior,
         held_out=None if validation is None else validation.scorer(parts.team),
         threshold=None if zero.threshold is None else as_tensor(zero.threshold, parts.device),
         exact=known_exactly,
@@ -88,7 +88,7 @@ def joint_memory(most: float | None) -> int:
 JOINT = MethodEntry(_build, _iterations)
 
 
-def _noise(parts: Ingredients, exact: bool) -> FloatArray | None:
+def noise_levels(parts: Ingredients, exact: bool) -> FloatArray | None:
     """Noise levels (d,): the file's, else step 0's held-out error, which is none where step 0 is exact.
 
     The misfit weighs each channel by its noise, so that its minimum under the constraint is that of the likelihood.
@@ -100,9 +100,6 @@ def _noise(parts: Ingredients, exact: bool) -> FloatArray | None:
     return zero.noise
 
 
-def _prior(relaxed: RelaxedProblem, noise: FloatArray | None) -> float:
+def prior_of_noise(counts: SampleCounts, noise: FloatArray | None) -> float:
     """ν of γν|θ|²: what the noise of one value leaves in L, so that L + ν|θ|² is the log posterior of unit weights."""
-    if noise is None:
-        return 0.0
-    values = max(int((relaxed.observed.weight > 0).sum()), 1)
-    return noise_misfit(relaxed, noise) / values
+    return 0.0 if noise is None else noise_misfit(counts, noise) / max(int(counts.values.sum()), 1)

@@ -13,6 +13,7 @@ from snet_cli.training.arrow import DEFAULT_MEMORY
 from snet_cli.training.joint import Joint
 from snet_cli.training.method import Method
 from snet_cli.training.posterior import MOST_NUMBERS, fits_memory, posterior_of
+from snet_cli.training.relaxed import RelaxedProblem
 from snet_cli.workflows.reporter import Reporter
 
 MEMORY_SHARE = 0.25
@@ -39,7 +40,7 @@ def posterior_at_end(
     Parameters
     ----------
     method : Method
-        Only `joint` holds the equations for it.
+        Only `joint` holds the equations for it, and only where all data is in memory.
     data : Trajectories
         The training data, for the noise that it states.
     outputs : tuple of str
@@ -47,7 +48,7 @@ def posterior_at_end(
     seconds, each : float
         Time that is left, and that the longest iteration took.
     """
-    if not isinstance(method, Joint):
+    if not isinstance(method, Joint) or not isinstance(method.arrow.source, RelaxedProblem):
         return None
     numbers = sum(p.numel() for p in method.model.parameters())
     memory = DEFAULT_MEMORY if common.max_memory is None else int(MEMORY_SHARE * common.max_memory)

@@ -42,6 +42,7 @@ from snet_cli.workflows.resume import (
 )
 from snet_cli.workflows.run_state import encode_state, on_device
 from snet_cli.workflows.sliced_data import SlicedData, load_slices, needs_slices
+from snet_cli.workflows.slices_end import estimates_in_slices
 from snet_cli.workflows.train_one import (
     checkpoint_of,
     limits_of,
@@ -218,7 +219,8 @@ def _train_and_write(task: FitTask, begun: Begun, run_key: dict[str, Any], saved
     if result.status == "diverged" and result.iterations == 0 and writer is not None:
         writer.discard()
     _require_a_model(training, result, report)
-    setup = with_estimates(parts.setup, training)
+    sliced = begun.in_slices
+    setup = with_estimates(parts.setup, training) if sliced is None else estimates_in_slices(sliced.setup, training)
     scores, reason = final_scores(task, begun, training, result, setup)
     if reason is not None:
         report.note(reason)
@@ -249,7 +251,8 @@ def _train_and_write(task: FitTask, begun: Begun, run_key: dict[str, Any], saved
     if writer is not None:
         ended = {"limits": _asked(task, training.method.name), "sha256": sha256, "result": answer}
         # a joint run that has no confidence for want of time is not at its end: --resume computes it
-        complete = complete and not (posterior is None and training.method.name == "joint" and options.max_time)
+        kept = posterior is not None or sliced is not None
+        complete = complete and not (not kept and training.method.name == "joint" and options.max_time)
         writer.finish(ended if complete and result.status in FINISHED else None)
     return answer
 
@@ -293,15 +296,16 @@ def _set_up(task: FitTask, data: FitData | SlicedData, device: torch.device, sav
     """Step 0, the problem and which method; what a saved run settled stays so."""
     options, common = task.options, task.common
     zero = None if saved is None else saved.step_zero
+    settled = {} if saved is None else saved.about["settled"]
     if saved is not None:
-        require_same_reading(saved.about["settled"], sliced=isinstance(data, SlicedData), path=display(saved.path))
+        require_same_reading(settled, sliced=isinstance(data, SlicedData), path=display(saved.path))
     if isinstance(data, SlicedData):
         end = search_end(options, task.started)
-        return build_in_slices(options, common, data, device, end, zero, task.report, task.team)
+        options = options if saved is None else options.model_copy(update={"method": saved.about["method"]})
+        return build_in_slices(options, common, data, device, end, zero, task.report, task.team, settled)
     setup = set_up(options, common, data.train, device, task.started, zero, task.team)
     if saved is not None:
         options = options.model_copy(update={"method": saved.about["method"]})
-    settled = {} if saved is None else saved.about["settled"]
     parts = Ingredients(setup, data, options, common, device, settled, task.team)
     return Begun(parts, resolve_method(parts))
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from snet_cli.training.loop import FitResult
-from snet_cli.workflows.fit_slices import disagreement_in_slices, rollout_in_slices
 from snet_cli.workflows.fit_task import Begun, FitTask
 from snet_cli.workflows.honest_end import RolloutScore, disagreement, rollout_score
+from snet_cli.workflows.slices_end import disagreement_in_slices, rollout_in_slices
 from snet_cli.workflows.train_one import mesh_of
 from snet_cli.workflows.training_plan import Training
 from snet_cli.workflows.training_setup import Setup
@@ -30,7 +32,7 @@ def final_scores(
     report, team, data, device = task.report, task.team, begun.parts.data, begun.parts.device
     seconds = rollout_seconds(task, result)
     if begun.in_slices is not None:
-        sliced, slices = begun.in_slices.setup, begun.in_slices.slices
+        sliced, slices = replace(begun.in_slices.setup, setup=setup), begun.in_slices.slices
         score = rollout_in_slices(sliced, slices, device, report, seconds, team)
         held = data.validation
         held_score = None if held is None else rollout_score(setup.trained, held, device, report, seconds, team)

@@ -16,7 +16,7 @@ from snet_cli.workflows.reporter import Reporter
 from snet_cli.workflows.resources import choose_device
 from snet_cli.workflows.sliced_data import needs_slices
 from snet_cli.workflows.train_one import search_end, set_up
-from snet_cli.workflows.training_plan import Ingredients
+from snet_cli.workflows.training_plan import IN_SLICES, Ingredients
 from snet_cli.workflows.training_setup import Setup
 
 
@@ -25,10 +25,9 @@ def plan_of_fit(
 ) -> dict[str, Any]:
     """What `--dry-run` prints."""
     if needs_slices(train, options, common, ALONE):
-        found, parts, notes = plan_in_slices(train, options, common, report, search_end(options, started))
+        found, parts, choice, notes = plan_in_slices(train, options, common, report, search_end(options, started))
         tell_setup(parts.setup, notes, report)
-        reason = notes[0].partition(": ")[2]
-        return {**_plan(parts, MethodChoice("delta", reason), notes), **found}
+        return {**_plan(parts, choice, notes), **found}
     device = choose_device(common.device)
     data = load_fit_data(train, options, common, report)
     setup = set_up(options, common, data.train, device, started)
@@ -68,7 +67,8 @@ def _plan(parts: Ingredients, choice: MethodChoice, notes: list[str]) -> dict[st
 def notes_of(parts: Ingredients, choice: MethodChoice) -> list[str]:
     """What the user should know of the method and the data before training."""
     notes = [f"method {choice.method}: {choice.reason}"] if parts.options.method == "auto" else []
-    notes += check_unknowns(choice.method, parts)
+    if not parts.settled.get(IN_SLICES):  # there the data is not at hand, and building has checked it
+        notes += check_unknowns(choice.method, parts)
     return notes + list(parts.setup.step_zero.notes if METHODS[choice.method].needs_all_states else ())
 
 

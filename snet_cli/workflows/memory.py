@@ -18,6 +18,7 @@ from snet_cli.distributed import Place
 from snet_cli.errors import UsageError
 from snet_cli.models.base import StateSpace
 from snet_cli.models.options import ModelOptions
+from snet_cli.training.arrow import BATCH_BYTES, CROSS_COPIES
 from snet_cli.training.lbfgs import PAIRS
 from snet_cli.training.options import FitOptions
 from snet_cli.workflows.memory_limits import FEWER, free_memory, left, limits, require_memory, resident, size_text
@@ -28,8 +29,8 @@ NUMBER = 8
 ACTIVATION_COPIES, CHANNEL_COPIES = 6, 40
 """Numbers kept per point while R and its gradient are computed: for each unit of the network, for each channel."""
 
-BLOCK_COPIES = 3
-"""Blocks (P n, P n) kept per element where trajectories are moved by Gauss-Newton."""
+BLOCK_COPIES, LARGEST_BATCH = 3, float(BATCH_BYTES * CROSS_COPIES)
+"""Blocks (P n, P n) per element where trajectories are moved by Gauss-Newton, and the most bytes of them at a time."""
 
 SERIES_COPIES = 3
 """Blocks (P, P) kept per element by step 0."""
@@ -91,8 +92,8 @@ def of_training(options: FitOptions, model: ModelOptions, space: StateSpace, ele
     per_point = ACTIVATION_COPIES * sum(_widths(model, space)[1:])
     per_point += CHANNEL_COPIES * (len(space.states) + len(space.inputs))
     moves = options.method in ("alpha", "joint") and options.state_step.name == "gauss-newton"
-    blocks = BLOCK_COPIES * elements * ((order + 1.0) * len(space.states)) ** 2 if moves else 0.0
-    return NUMBER * (points * per_point + blocks) + of_network(model, space, options.theta_step.name)
+    blocks = NUMBER * BLOCK_COPIES * elements * ((order + 1.0) * len(space.states)) ** 2 if moves else 0.0
+    return NUMBER * points * per_point + min(blocks, LARGEST_BATCH) + of_network(model, space, options.theta_step.name)
 
 
 def of_step_zero(options: FitOptions, data: Trajectories) -> float:

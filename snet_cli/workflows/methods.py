@@ -18,7 +18,7 @@ from snet_cli.workflows.build_joint import JOINT, MEMORY_SHARE
 from snet_cli.workflows.build_shooting import SHOOTING_METHODS, shooting_entry
 from snet_cli.workflows.memory import free_memory
 from snet_cli.workflows.training_plan import Ingredients, MethodEntry, Training, iteration_limit
-from snet_cli.workflows.training_setup import STREAM_HELD_OUT, stream
+from snet_cli.workflows.training_setup import STREAM_HELD_OUT, Setup, stream
 
 METHODS: dict[str, MethodEntry] = {
     "delta": DELTA,
@@ -137,10 +137,20 @@ def check_unknowns(method: str, parts: Ingredients) -> tuple[str, ...]:
     known = known_start_mask(data, setup.layout.states)[0] if parts.options.x0 != "free" else False
     free = ~np.broadcast_to(known, (len(data), len(setup.layout.states)))
     starts = int(free.sum() - free[:, [s for s, _ in setup.layout.lags]].sum())  # lagged inputs start at u(t0)
+    return unknowns_notes(setup, len(data), values, starts)
+
+
+def unknowns_notes(setup: Setup, trajectories: int, values: int, starts: int) -> tuple[str, ...]:
+    """The same from numbers: measured values, and initial states to be estimated.
+
+    Raises
+    ------
+    DataError
+    """
     if values < starts:
         raise DataError(
             f"{values} measured values cannot determine {starts} initial states ({len(setup.layout.states)} in each of "
-            f"{len(data)} trajectories): {starts - values} are missing.",
+            f"{trajectories} trajectories): {starts - values} are missing.",
             "Take fewer hidden states, or longer recordings.",
         )
     weights = sum(p.numel() for p in setup.trained.model.parameters())

@@ -22,8 +22,9 @@ from snet_cli.workflows import memory
 from snet_cli.workflows.fit_data import drawn_validation, fraction_of, require_same_channels
 from snet_cli.workflows.reporter import Reporter
 
-FIT_COPIES = 12.0
-"""Peak memory of `fit --method delta` in one piece, in bytes per byte that the file's arrays declare (vehicle)."""
+FIT_COPIES, MOVING_COPIES = 26.0, 50.0
+"""Peak memory of `fit --method delta` in one piece, in bytes per byte that the file's arrays declare, and of methods
+that move x, which `auto` may come to: 20 000 vehicles of 25 samples, torch included."""
 
 VALIDATION_COPIES = 12.0
 """The same of validation data, which stays in memory."""
@@ -71,19 +72,18 @@ def needs_slices(train: str, options: FitOptions, common: CommonOptions, team: T
 
     Files that cannot be read are not too large: reading them says what is wrong.
     """
-    return team.any(_too_large(train, common, team) and can_slice(options))[0]
+    copies = FIT_COPIES if options.method == "delta" else MOVING_COPIES
+    return team.any(_too_large(train, copies, common, team) and can_slice(options))[0]
 
 
 def can_slice(options: FitOptions) -> bool:
-    """Whether these options train on sums over slices: δ-SNet by L-BFGS or Adam, on squared errors."""
-    return (
-        options.method in ("delta", "auto")
-        and options.loss == "squared"
-        and options.theta_step.name in ("lbfgs", "adam")
-    )
+    """Whether these options train on sums over slices: not with a solver, and x not by gradient steps or perturbed."""
+    if options.method == "alpha" and (options.state_step.name == "sgd" or options.perturbation > 0):
+        return False
+    return options.method in ("delta", "alpha", "joint", "auto")
 
 
-def _too_large(train: str, common: CommonOptions, team: Team) -> bool:
+def _too_large(train: str, copies: float, common: CommonOptions, team: Team) -> bool:
     if train == "-" or not os.path.isfile(train):
         return False
     try:
@@ -92,7 +92,7 @@ def _too_large(train: str, common: CommonOptions, team: Team) -> bool:
     except SnetError:
         return False
     declared = sum(sizes)
-    return declared > memory.NUMBER * NUMBERS_AT_LEAST and FIT_COPIES * declared > memory.share(common, team.place)
+    return declared > memory.NUMBER * NUMBERS_AT_LEAST and copies * declared > memory.share(common, team.place)
 
 
 def load_slices(train: str, options: FitOptions, common: CommonOptions, report: Reporter) -> SlicedData:

@@ -170,8 +170,14 @@ def with_estimated_states(trained: TrainedModel, nodes: FloatArray, first: NDArr
     first : ndarray of int, shape (B,)
         First element of each trajectory.
     """
-    hidden = ~np.isin(np.arange(nodes.shape[2]), np.flatnonzero(trained.layout.measured >= 0))
-    centre, scale, start = _statistics(nodes.reshape(-1, nodes.shape[2]), nodes[first, 0])
+    return with_hidden_statistics(trained, *_statistics(nodes.reshape(-1, nodes.shape[2]), nodes[first, 0]))
+
+
+def with_hidden_statistics(
+    trained: TrainedModel, centre: FloatArray, scale: FloatArray, start: FloatArray
+) -> TrainedModel:
+    """The same from mean, range and mean start of all states (n,)."""
+    hidden = ~np.isin(np.arange(centre.size), np.flatnonzero(trained.layout.measured >= 0))
     return replace(
         trained,
         centre=np.where(hidden, centre, trained.centre),

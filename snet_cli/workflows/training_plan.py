@@ -25,6 +25,9 @@ from snet_cli.workflows.fit_data import FitData
 from snet_cli.workflows.held_out import HeldOut, hold_out
 from snet_cli.workflows.training_setup import Setup, build_problem
 
+IN_SLICES = "slices"
+"""Key of `Training.settled`: whether the data was read in slices."""
+
 LOOK_SHARE = 0.2
 """Most of the training time that looking at held-out data may take."""
 
