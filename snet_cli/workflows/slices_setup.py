@@ -35,6 +35,7 @@ from snet_cli.training.state_layout import StateLayout
 from snet_cli.training.step_zero import StepZero
 from snet_cli.training.step_zero_slices import Discretisation, Judged, discretise
 from snet_cli.workflows import memory
+from snet_cli.workflows.memory_limits import FEWER
 from snet_cli.workflows.node_pass import elements_of
 from snet_cli.workflows.reporter import Reporter, Tick
 from snet_cli.workflows.slices_frame import Frame, make_frame
