@@ -9,12 +9,14 @@ The matrix in brackets is positive semidefinite, K_eᵀ K_e by its Cholesky fact
 K_e G̃_e per element and half of one product of all those rows with themselves. Where an element has more unknowns than
 there are weights, B_e = -M_e G̃_e is condensed itself, which is cheaper than K_e.
 
-Where N_θ² numbers are too many, S is only applied to vectors, ``S v = G̃ᵀ (1 - t tᵀ - Mᵀ A⁻¹ M) G̃ v + γν v``, by one
-forward and one backward pass of f and one solution with A; `krylov` does the rest.
+Where there are fewer residuals than weights, they are solved for (`row_system`). Where N_θ² numbers are too many, S is
+only applied to vectors, ``S v = G̃ᵀ (1 - t tᵀ - Mᵀ A⁻¹ M) G̃ v + γν v``, by one forward and one backward pass of f and
+one solution with A; `krylov` does the rest.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -24,6 +26,7 @@ from snet_cli.models.theta_blocks import ThetaJacobian
 from snet_cli.training.arrow import ArrowProblem, Batch, StateSystem
 from snet_cli.training.block_solver import BlockFactor
 from snet_cli.training.krylov import KrylovSystem
+from snet_cli.training.row_system import RowSystem, few_rows
 from snet_cli.training.state_jacobian import state_jacobian
 from snet_cli.training.theta_jacobian import ThetaProducts, theta_jacobian
 from snet_cli.training.weight_system import WeightSystem, add_gram, symmetric_gram
@@ -76,9 +79,15 @@ class _Eliminated(NamedTuple):
         return self.by_theta.transpose_product(vector.reshape(-1, self.system.residual.shape[2]))
 
     def left_over(self, vector: Tensor) -> Tensor:
-        """(1 - t tᵀ - Mᵀ A⁻¹ M) v, shape (N, Pn, 1)."""
-        M, shape = self.system.coupling, self.system.residual.shape
-        return self.batch.project(vector.view(shape)).view_as(vector) - M.mT @ self.factor.solve(M @ vector)
+        """(1 - t tᵀ - Mᵀ A⁻¹ M) v for v of shape (N, Pn, r)."""
+        M, (N, P, _) = self.system.coupling, self.system.residual.shape
+        return self.batch.project(vector.view(N, P, -1)).view_as(vector) - M.mT @ self.factor.solve(M @ vector)
+
+    def inner(self) -> Tensor:
+        """1 - t tᵀ - Mᵀ A⁻¹ M, shape (r, r) for all r residuals of the batch."""
+        N, P, n = self.system.residual.shape
+        columns = torch.eye(N * P * n, dtype=self.system.residual.dtype, device=self.system.residual.device)
+        return self.left_over(columns.view(N, P * n, -1)).view_as(columns)
 
     def reduced_residual(self) -> Tensor:
         """T d - Mᵀ A⁻¹ g_x, shape (N, Pn, 1): its G̃ᵀ is minus the gradient that is left when X follows."""
@@ -105,7 +114,7 @@ class Linearisation:
         Whether there is no elimination: A is not positive definite, or something is not finite.
     gradient : Tensor, shape (N_θ,)
         g_θ.
-    reduced : WeightSystem or KrylovSystem
+    reduced : WeightSystem, RowSystem or KrylovSystem
         (S + μ diag(m)) dθ = -(g_θ - Bᵀ A⁻¹ g_x); meaningless where `failed`.
     """
 
@@ -121,7 +130,8 @@ class Linearisation:
         self.prior = gamma * problem.prior if self.team.is_lead else 0.0  # once in the sum over the processes
         self.gradient = self.prior * theta
         self._reduced_gradient = self.gradient.clone()
-        self.reduced = self._form(theta.numel()) if problem.formed else self._apply()
+        few = problem.formed and few_rows(nodes.numel(), theta.numel(), self.team)
+        self.reduced = self._rows(theta) if few else self._form(theta.numel()) if problem.formed else self._apply()
 
     @property
     def schur(self) -> Tensor:
@@ -154,19 +164,34 @@ class Linearisation:
 
     def _form(self, size: int) -> WeightSystem:
         """S and g over all batches."""
-        dtype, device = self.nodes.dtype, self.nodes.device
-        matrix = self.prior * torch.eye(size, dtype=dtype, device=device)
+        matrix = self.prior * torch.eye(size, dtype=self.nodes.dtype, device=self.nodes.device)
+        for done, G in self._with_theta():
+            _add_schur_share(matrix, done, G)
+        (matrix,) = self._summed(matrix)
+        return WeightSystem.build(matrix, self._reduced_gradient, self.problem.model, exact=self.problem.exact)
+
+    def _rows(self, theta: Tensor) -> RowSystem:
+        """G̃, what X leaves between its rows, and ρ."""
+        rows, inner, target = [theta.new_zeros(0, theta.numel())], [theta.new_zeros(0, 0)], [theta.new_zeros(0)]
+        for done, G in self._with_theta():
+            rows.append(G.dense().flatten(0, 1))
+            inner.append(done.inner())
+            target.append(done.reduced_residual().flatten())
+        self._summed()
+        parts = torch.cat(rows), torch.block_diag(*inner), torch.cat(target)  # type: ignore[no-untyped-call]
+        return RowSystem.build(*parts, theta, self.prior, self.problem.model, exact=self.problem.exact)
+
+    def _with_theta(self) -> Iterator[tuple[_Eliminated, ThetaJacobian]]:
+        """Each batch, eliminated, with G̃, and its share of the gradients added; none after one that cannot be used."""
         for batch in self.problem.batches:
             x = self.nodes[batch.elements]
             rates, F, G = theta_jacobian(self.problem.model, *batch.points(x))
-            G.weighted_(batch.root.flatten(0, 1))  # G̃
+            G.weighted_(batch.root.flatten(0, 1))
             done = self._factored(batch, x, rates, F, G)
             if not self._usable(done, G.total()):
-                break
-            _add_schur_share(matrix, done, G)
+                return
+            yield done, G
             self._add_gradients(done)
-        (matrix,) = self._summed(matrix)
-        return WeightSystem.build(matrix, self._reduced_gradient, self.problem.model, exact=self.problem.exact)
 
     def _apply(self) -> KrylovSystem:
         """The same with S as products only."""

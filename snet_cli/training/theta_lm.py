@@ -1,9 +1,10 @@
 """The θ-step by Levenberg-Marquardt: damped Gauss-Newton on R + λ|θ|² with the trajectories fixed.
 
 Half the Gauss-Newton Hessian of R = Σ_q w_q |s ⊙ (f - ẋ)|² is Σ_q G_qᵀ w_q S² G_q + λ 1 with G = ∂f/∂θ: the corner of
-the arrow (`arrow`), damped, measured and solved as its Schur complement is (`weight_system`). One iteration costs a
-sweep of G and N_θ² products a residual; it pays where N_θ is some hundreds, and reaches minima in tens of iterations
-that L-BFGS needs thousands for. The sums run over the parts of the points, which need not stand in memory together.
+the arrow (`arrow`), damped, measured and solved as its Schur complement is (`weight_system`, or `row_system` where
+there are fewer residuals than weights). One iteration costs a sweep of G and N_θ² products a residual; it pays where
+N_θ is some hundreds, and reaches minima in tens of iterations that L-BFGS needs thousands for. The sums run over the
+parts of the points, which need not stand in memory together.
 """
 
 from __future__ import annotations
@@ -16,7 +17,9 @@ from torch import Tensor
 
 from snet_cli.distributed import ALONE, Team
 from snet_cli.models.base import Model
-from snet_cli.training.problem import Points
+from snet_cli.models.theta_blocks import ThetaJacobian
+from snet_cli.training.problem import Points, Problem
+from snet_cli.training.row_system import RowSystem, few_rows
 from snet_cli.training.theta_jacobian import chunks, theta_jacobian
 from snet_cli.training.weight_system import (
     EASIER,
@@ -87,23 +90,33 @@ class LevenbergMarquardtStep:
         self.stalled = True
         return before if math.isfinite(before) else math.nan
 
-    def system(self, theta: Tensor) -> WeightSystem:
+    def system(self, theta: Tensor) -> WeightSystem | RowSystem:
         """The normal equations of R + λ|θ|² at the model's θ."""
         size = theta.numel()
+        if isinstance(self.problem, Problem) and few_rows(self.problem.x.numel(), size, self.team):
+            G, defect = self._rows(self.problem, slice(None))
+            target = -defect.flatten()
+            return RowSystem.build(
+                G.dense().flatten(0, 1), None, target, theta, self.prior, self.model, exact=self.exact
+            )
         prior = self.prior if self.team.is_lead else 0.0  # once in the sum over the processes
         matrix = prior * torch.eye(size, dtype=theta.dtype, device=theta.device)
         gradient = prior * theta
         for problem in self.problem.parts():
-            root = problem.weight.sqrt()[:, None] * problem.scale  # (Q, n)
-            if problem.share is not None:
-                root = root * problem.share.sqrt()
             for part in chunks(problem.t.numel(), problem.scale.numel(), size, MEMORY):
-                rates, _, G = theta_jacobian(self.model, problem.t[part], problem.x[part], problem.u[part])
-                G.weighted_(root[part])
+                G, defect = self._rows(problem, part)
                 add_gram(matrix, G)
-                gradient = gradient + G.transpose_product(root[part] * (rates - problem.derivative[part]))
+                gradient = gradient + G.transpose_product(defect)
         matrix, gradient = self.team.sum(matrix, gradient)
         return WeightSystem.build(matrix, gradient, self.model, exact=self.exact)
+
+    def _rows(self, problem: Problem, part: slice) -> tuple[ThetaJacobian, Tensor]:
+        """W^½ S G and W^½ S (f - ẋ) (Q', n) of some of the points."""
+        root = problem.weight[part].sqrt()[:, None] * problem.scale
+        if problem.share is not None:
+            root = root * problem.share[part].sqrt()
+        rates, _, G = theta_jacobian(self.model, problem.t[part], problem.x[part], problem.u[part])
+        return G.weighted_(root), root * (rates - problem.derivative[part])
 
     def _loss(self, theta: Tensor) -> float:
         with torch.no_grad():
