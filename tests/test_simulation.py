@@ -49,7 +49,8 @@ def test_one_seed_is_one_truth():
         {"noise": 1.0, "missing": 0.5, "unknown_x0": True},
     ):
         other = vehicle(**options)
-        np.testing.assert_array_equal(grid(other)[:4], grid(plain))
+        # some processors sum products of matrices in another order where there are more rows: the last digits
+        np.testing.assert_allclose(grid(other)[:4], grid(plain), rtol=0, atol=1e-12 if len(other) > 4 else 0.0)
         np.testing.assert_array_equal(other.inputs.fourier.cos[:4], plain.inputs.fourier.cos)
         np.testing.assert_array_equal(other.time[:21], plain.time[:21])
     np.testing.assert_allclose(grid(vehicle(samples=11)), grid(plain)[:, ::2], atol=1e-12)

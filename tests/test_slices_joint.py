@@ -91,6 +91,7 @@ def test_joint_in_slices_is_joint_in_one_piece(
         assert_close("two.h5", "whole.h5", AMPLIFIED)
 
 
+@pytest.mark.slow
 def test_alpha_in_slices_is_alpha_in_one_piece(snet: Snet, request: pytest.FixtureRequest) -> None:
     """γ follows the noise that the file states; a run goes on from its state with X, its dampings and its γ."""
     save_recordings()
@@ -127,6 +128,7 @@ def test_outliers_are_clipped_in_slices_as_in_one_piece(monkeypatch: pytest.Monk
         np.testing.assert_allclose(sums.add(data.select([b])).nodes[0], whole.nodes[b], atol=1e-5)
 
 
+@pytest.mark.slow
 def test_outliers_hardly_count_where_trajectories_move(snet: Snet, small_slices: None) -> None:
     wild = recordings(trajectories=5).outputs.copy()
     wild[3::40] += 3.0
