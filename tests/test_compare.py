@@ -273,7 +273,13 @@ def test_a_dry_run_shows_all_rows_of_an_experiment_and_writes_nothing(snet: Snet
     assert snet("compare", "--preset", name, "-n").code == 0
 
 
-@pytest.mark.parametrize("name", EXPERIMENTS)
+ONE_OF_EACH = ("vehicle-dense", "agents-dense")
+"""The others differ from them in their data."""
+
+
+@pytest.mark.parametrize(
+    "name", [name if name in ONE_OF_EACH else pytest.param(name, marks=pytest.mark.slow) for name in EXPERIMENTS]
+)
 def test_an_experiment_of_three_iterations_ends_with_every_row(tmp_path: Path, name: str, here: list[str]) -> None:
     out = str(tmp_path / "out")
     options = CompareOptions(preset=name, order=7, gamma=3.0)  # no search for them, which would take most of the time

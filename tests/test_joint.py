@@ -189,6 +189,7 @@ def kinked(elements: int = 12):
     return data, replace(problem, derivative=derivative.flatten(0, 1)), relaxed, spoiled
 
 
+@pytest.mark.slow
 def test_kinks_do_not_decide_over_the_weights_of_exact_data(monkeypatch):
     _, problem, _, spoiled = kinked()
     wrong = []

@@ -151,6 +151,7 @@ def test_a_known_start_of_a_hidden_state_is_held_and_the_estimated_one_reaches_t
     assert estimated == pytest.approx(v0.mean(), abs=0.1 * v0.std())  # the data is free of noise
 
 
+@pytest.mark.slow
 def test_hubers_loss_forecasts_nearly_as_if_there_were_no_outliers(snet):
     clean = spirals(6, 60, noise=0.01)
     wild = np.random.default_rng(1).random(clean.outputs.shape) < 0.05

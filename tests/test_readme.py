@@ -146,7 +146,13 @@ def run_line(line: str, snet: Snet, folder: Path) -> None:
     subprocess.run(line, shell=True, check=True, env={**os.environ, "PATH": path}, capture_output=True)
 
 
-@pytest.mark.parametrize("title", sections())
+LONG = ("Your own data", "What it reaches on simulated data")
+"""Sections of many fits, each for a minute or two: not among the tests of every change."""
+
+
+@pytest.mark.parametrize(
+    "title", [pytest.param(title, marks=pytest.mark.slow) if title in LONG else title for title in sections()]
+)
 def test_commands_and_code_run(title: str, reader: Path, snet: Snet, monkeypatch: pytest.MonkeyPatch) -> None:
     shorten_simulations(monkeypatch, title)
     for language, block in BLOCK.findall(sections()[title]):

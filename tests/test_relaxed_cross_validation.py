@@ -240,7 +240,9 @@ def test_outliers_hardly_count_under_hubers_loss(files):
 # --- fit --validation ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("method", "iterations"), [("alpha", 20), ("bkpr-euler", 40)])
+@pytest.mark.parametrize(
+    ("method", "iterations"), [("alpha", 20), pytest.param("bkpr-euler", 40, marks=pytest.mark.slow)]
+)
 def test_the_model_with_the_best_validation_score_is_the_one_that_is_kept(files, method, iterations):
     """Few samples and a wide network: training soon learns the noise, and the score says so."""
     save_trajectories("a.h5", spirals(4, 25, noise=0.1), force=True)
@@ -282,6 +284,7 @@ def test_gamma_that_follows_the_noise_does_not_move_the_score(files):
     assert held_out()[1].rule.gamma == 3.0
 
 
+@pytest.mark.slow
 def test_the_score_ranks_stages_of_training_as_the_rollout_does(files):
     save_trajectories("a.h5", spirals(6, 60), force=True)
     save_trajectories("t.h5", spirals(4, 60, seed=9))

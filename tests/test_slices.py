@@ -229,7 +229,7 @@ def assert_same_fit(ran: Any, expected: dict[str, Any]) -> None:
         assert found["loss"][key] == pytest.approx(expected["loss"][key], rel=LAST_DIGITS)
 
 
-@pytest.mark.parametrize("model", ["vehicle", "mlp"])
+@pytest.mark.parametrize("model", ["vehicle", pytest.param("mlp", marks=pytest.mark.slow)])
 def test_a_fit_in_slices_is_the_fit_in_one_piece(snet: Snet, request: pytest.FixtureRequest, model: str) -> None:
     """One process and two. A generic network is normalised by the first 200 000 points: here these are all."""
     save_trajectories("a.h5", recordings())
@@ -341,7 +341,8 @@ def test_the_sum_of_unlike_blocks_is_differentiated(snet: Snet, small_slices: No
 
 
 @pytest.mark.parametrize(
-    ("system", "horizon"), [("vehicle", ()), ("vehicle", ("--horizon", 2.5)), ("cascaded-tanks", ())]
+    ("system", "horizon"),
+    [("vehicle", ()), ("vehicle", ("--horizon", 2.5)), pytest.param("cascaded-tanks", (), marks=pytest.mark.slow)],
 )
 def test_an_evaluation_in_slices_is_the_one_in_one_piece(
     snet: Snet, request: pytest.FixtureRequest, system: str, horizon: tuple[object, ...]
