@@ -101,7 +101,7 @@ def test_one_model_that_fails_stops_those_beside_it():
         stopped.append(built)
 
     with pytest.raises(ValueError, match="of the second"):
-        side_by_side(range(9), lambda plan: plan, train, Silent(), time.perf_counter() + 60, 2)
+        side_by_side(range(9), 9, train, Silent(), time.perf_counter() + 60, 2)
     assert stopped == [0]  # and none after it was begun
 
 

@@ -6,6 +6,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import chain, islice
 from typing import Any, NamedTuple
 
 import torch
@@ -116,24 +117,22 @@ def train_members(
     memory = None if most is None else MEMORY_SHARE * most
     size = models_at_once(base.problem.t.numel(), memory) if method == "delta" else 1
 
-    def build(plan: MemberPlan) -> _Built:
-        return begun.pop() if begun else _built(plan, options, method, base, data, device)
-
-    begun: list[_Built] = []
-    begun = [build(plan) for plan in plans[:size]][::-1]  # the next one last
-    reason = why_not_in_step([one.training.method for one in begun])
+    later = (_built(plan, options, method, base, data, device) for plan in plans)  # each when it is its turn
+    first = list(islice(later, size))
+    built = chain(first, later)
+    reason = why_not_in_step([one.training.method for one in first])
     if reason is not None:
         workers = models_beside(plans[0].common, base.trained.model, device, processes)
         if len(plans) > 1:
             how = "one after the other" if workers == 1 else f"{min(workers, len(plans))} side by side"
             report.detail(f"{len(plans)} models are trained {how}: {reason}.")
-        return side_by_side(plans, build, _alone, report, end, workers)
+        return side_by_side(built, len(plans), _alone, report, end, workers)
     if len(plans) > 1:
         report.detail(f"{len(plans)} models are trained in one batch.")
     members: list[Member | None] = []
     for begin in range(0, len(plans), size):
-        built = [build(plan) for plan in plans[begin : begin + size]]
-        members += _batch(built, report, (end - time.perf_counter()) * len(built) / (len(plans) - begin))
+        group = list(islice(built, size))
+        members += _batch(group, report, (end - time.perf_counter()) * len(group) / (len(plans) - begin))
     return members
 
 

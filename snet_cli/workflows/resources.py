@@ -29,8 +29,12 @@ def set_threads(threads: int | None, work: int, processes: int = 1) -> None:
     processes : int
         Processes that share this machine's cores, and the work.
     """
-    cores = max((os.cpu_count() or 1) // processes, 1)
-    torch.set_num_threads(threads or (1 if work <= SMALL_WORK * processes else cores))
+    torch.set_num_threads(threads or (1 if work <= SMALL_WORK * processes else cores_of(processes)))
+
+
+def cores_of(processes: int) -> int:
+    """Cores of this machine for each of the processes that share it."""
+    return max((os.cpu_count() or 1) // processes, 1)
 
 
 def process_started() -> float:

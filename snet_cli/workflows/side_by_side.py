@@ -7,9 +7,8 @@ core for each model does more than all cores for one after the other.
 from __future__ import annotations
 
 import math
-import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from typing import TypeVar
 
@@ -19,13 +18,13 @@ from snet_cli.data.options import CommonOptions
 from snet_cli.models.base import Model
 from snet_cli.models.user import UserModel
 from snet_cli.training.arrow import DEFAULT_MEMORY
-from snet_cli.workflows.memory import free_memory
+from snet_cli.workflows.memory_limits import free_memory
 from snet_cli.workflows.reporter import Reporter, Tick
+from snet_cli.workflows.resources import cores_of
 
 MEMORY_SHARE = 0.5
 """Share of the free memory for models that train at the same time."""
 
-Plan = TypeVar("Plan")
 Built = TypeVar("Built")
 Result = TypeVar("Result")
 
@@ -43,32 +42,32 @@ def models_beside(common: CommonOptions, model: Model, device: torch.device, pro
     """
     if common.max_memory is not None or device.type != "cpu" or isinstance(model, UserModel):
         return 1
-    cores = common.threads or max(len(os.sched_getaffinity(0)) // processes, 1)
+    cores = common.threads or cores_of(processes)
     return max(min(cores, int(MEMORY_SHARE * free_memory(common) / processes / DEFAULT_MEMORY)), 1)
 
 
 def side_by_side(
-    plans: Sequence[Plan],
-    build: Callable[[Plan], Built],
+    built: Iterable[Built],
+    count: int,
     train: Callable[[Built, Reporter, float], Result],
     report: Reporter,
     end: float,
     workers: int,
 ) -> list[Result]:
-    """What `train` returns for each plan, in order; a plan is built when a core is free for it.
+    """What `train` returns for each of so many, in order; one is asked for when a core is free for it.
 
     Parameters
     ----------
-    build : callable
-        Called in this thread.
+    built : iterable
+        Gone through in this thread.
     train : callable
         Of what was built, where to report, and the reading of `time.perf_counter` at which it must be done.
     end : float
         When all must be done; each gets an equal share of the time.
     workers : int
     """
-    if workers == 1 or len(plans) == 1:
-        return [train(build(plan), report, _share(end, len(plans) - done)) for done, plan in enumerate(plans)]
+    if workers == 1 or count == 1:
+        return [train(one, report, _share(end, count - done)) for done, one in enumerate(built)]
     width = torch.get_num_threads()
     running: dict[Future[Result], int] = {}
     results: dict[int, Result] = {}
@@ -83,13 +82,12 @@ def side_by_side(
 
     with ThreadPoolExecutor(workers, initializer=torch.set_num_threads, initargs=(1,)) as pool:
         try:
-            for number, plan in enumerate(plans):
+            for number, one in enumerate(built):
+                rounds = math.ceil((count - number) / workers)
+                beside = _Beside(report, lambda: failed, shows=number % workers == 0)
+                running[pool.submit(train, one, beside, _share(end, rounds))] = number
                 while len(running) >= workers:
                     collect()
-                built = build(plan)
-                rounds = math.ceil((len(plans) - number) / workers)
-                beside = _Beside(report, lambda: failed, shows=number % workers == 0)
-                running[pool.submit(train, built, beside, _share(end, rounds))] = number
             while running:
                 collect()
         except BaseException:
@@ -97,7 +95,7 @@ def side_by_side(
             raise
         finally:
             torch.set_num_threads(width)  # some libraries have one number for all threads
-    return [results[number] for number in range(len(plans))]
+    return [results[number] for number in range(count)]
 
 
 def _share(end: float, rounds: int) -> float:
