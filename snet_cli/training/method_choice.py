@@ -28,6 +28,11 @@ EXACT = 1e-3
 """Held-out error of step 0, in standard deviations of the channel, below which its series is as good as the truth."""
 
 
+def predicts_exactly(error: NDArray[np.float64], spread: NDArray[np.float64]) -> bool:
+    """Whether step 0 predicts held-out samples as well as the truth would, from errors and deviations (d,)."""
+    return bool(np.isfinite(error).all() and (error < EXACT * spread).all())
+
+
 class MethodChoice(NamedTuple):
     """Registry name of the method, and one sentence that says why."""
 

@@ -17,7 +17,7 @@ from snet_cli.training.alpha_options import ALPHA_PAPER_ITERATIONS, AlphaOptions
 from snet_cli.training.gamma import NoiseLevelGamma, SampleCounts, estimated_noise
 from snet_cli.training.gamma_search import GammaPlan, plan_gamma, search_gamma
 from snet_cli.training.loop import HELD_OUT_EVERY
-from snet_cli.training.method_choice import EXACT, samples_per_unknown
+from snet_cli.training.method_choice import predicts_exactly, samples_per_unknown
 from snet_cli.training.options import FitOptions
 from snet_cli.training.problem import Problem
 from snet_cli.training.relaxed import channel_scale, known_noise, known_start_mask, misfit, nodes_of, relax
@@ -120,7 +120,7 @@ def _build(parts: Ingredients) -> Training:
                 alpha_options,
                 options.theta_step,
                 prior=prior,
-                noise=_mean_square(setup.step_zero.noise / channels) if automatic else 0.0,
+                noise=mean_square(setup.step_zero.noise / channels) if automatic else 0.0,
                 seed=seed,
                 team=parts.team,
             ),
@@ -164,7 +164,7 @@ def _estimated_noise(parts: Ingredients, exact: bool) -> NDArray[np.float64] | N
     return estimated_noise(zero.noise, ratio, channel_scales(outputs)[1], zero.condition)
 
 
-def _mean_square(errors: NDArray[np.float64]) -> float:
+def mean_square(errors: NDArray[np.float64]) -> float:
     """Of held-out errors in units of c; 1, as if nothing were known, where none was held out."""
     return float(np.mean(errors**2)) if np.isfinite(errors).all() else 1.0
 
@@ -176,8 +176,7 @@ def _cost_of_score(validation: HeldOut, zero: StepZero) -> float:
 
 def is_exact(zero: StepZero, data: Trajectories) -> bool:
     """Whether step 0 predicts held-out samples as well as the truth would."""
-    limit = EXACT * channel_scales(data.outputs)[1]
-    return bool(np.isfinite(zero.noise).all() and (zero.noise < limit).all())
+    return predicts_exactly(zero.noise, channel_scales(data.outputs)[1])
 
 
 def refined(parts: Ingredients, exact: bool) -> StepZero:

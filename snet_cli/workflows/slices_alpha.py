@@ -18,10 +18,15 @@ from snet_cli.training.loop import HELD_OUT_EVERY
 from snet_cli.training.relaxed import known_noise, known_start_mask, relax
 from snet_cli.training.relaxed_score import REFERENCE_GAMMA
 from snet_cli.training.robust import as_tensor
-from snet_cli.workflows.build_alpha import ALPHA, SCORE_COST
+from snet_cli.workflows.build_alpha import ALPHA, SCORE_COST, mean_square
 from snet_cli.workflows.methods import unknowns_notes
-from snet_cli.workflows.slices_joint import relaxed_slices
-from snet_cli.workflows.slices_parts import channels_in_slices, counts_in_slices, room_left, rule_in_slices
+from snet_cli.workflows.slices_parts import (
+    channels_in_slices,
+    counts_in_slices,
+    relaxed_slices,
+    room_left,
+    rule_in_slices,
+)
 from snet_cli.workflows.slices_setup import SlicedSetup, bytes_of_moves
 from snet_cli.workflows.training_plan import (
     IN_SLICES,
@@ -119,8 +124,6 @@ def _search(parts: Ingredients, sliced: SlicedSetup, channels: FloatArray, *, fr
     block, _ = sliced.frame.step_zero_of(data, sliced.found, parts.device, everywhere=True)
     problem = replace(block, scale=sliced.problem.scale).between(0, len(data))
     known = None if free else known_start_mask(data, setup.layout.states)[0]
-    noise = setup.step_zero.noise / channels
-    square = float(np.mean(noise**2)) if np.isfinite(noise).all() else 1.0
     return search_gamma(
         problem,
         relax(problem, data, channels, known_start=known),
@@ -128,7 +131,7 @@ def _search(parts: Ingredients, sliced: SlicedSetup, channels: FloatArray, *, fr
         alpha_options(parts),
         options.theta_step,
         prior=0.0 if options.prior == "auto" else options.prior,
-        noise=square if options.prior == "auto" else 0.0,
+        noise=mean_square(setup.step_zero.noise / channels) if options.prior == "auto" else 0.0,
         seed=stream(parts.common.seed, STREAM_PERTURBATION),
     )
 

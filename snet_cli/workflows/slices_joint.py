@@ -4,26 +4,22 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-import numpy as np
-from numpy.typing import NDArray
-
 from snet_cli.data.trajectory_slices import TrajectorySlices
-from snet_cli.training.arrow import BATCH_BYTES, CROSS_COPIES
 from snet_cli.training.joint import Joint
-from snet_cli.training.relaxed_slices import RelaxedSlices
 from snet_cli.training.robust import as_tensor
 from snet_cli.training.warm_up import FINE, ROUGH_IF_EXACT
 from snet_cli.workflows import memory
 from snet_cli.workflows.build_joint import JOINT, SCORE_GAMMA, noise_levels, prior_of_noise
 from snet_cli.workflows.methods import unknowns_notes
-from snet_cli.workflows.slices_parts import channels_in_slices, counts_in_slices, room_left, rule_in_slices
+from snet_cli.workflows.slices_parts import (
+    channels_in_slices,
+    counts_in_slices,
+    relaxed_slices,
+    room_left,
+    rule_in_slices,
+)
 from snet_cli.workflows.slices_setup import WORKING_ROOM, SlicedSetup, bytes_of_joint, bytes_of_moves
 from snet_cli.workflows.training_plan import IN_SLICES, Ingredients, Training, iteration_limit, validation_of
-
-FloatArray = NDArray[np.float64]
-
-LARGEST_BATCH = float(BATCH_BYTES * CROSS_COPIES)
-"""Bytes for the arrays of a batch, and as many again for eliminations that are kept, where there is enough memory."""
 
 NOTE = (
     "in slices the mesh stays that of step 0, which is refined where all data is in memory, and no confidence is kept, "
@@ -84,18 +80,5 @@ def _memory(parts: Ingredients, sliced: SlicedSetup) -> tuple[int, float]:
     what = f"joint training on {sliced.counts.trajectories} trajectories"
     memory.require_share(what, taken + moves + least, parts.common, parts.team.place)
     left = room_left(parts) - moves
-    batch = min(max(left / 3.0, 0.5 * (least - WORKING_ROOM)), LARGEST_BATCH)
+    batch = min(max(left / 3.0, 0.5 * (least - WORKING_ROOM)), memory.LARGEST_BATCH)
     return int(batch), max(left - 2.0 * batch, 0.0)
-
-
-def relaxed_slices(sliced: SlicedSetup, slices: TrajectorySlices, channels: FloatArray, *, free: bool) -> RelaxedSlices:
-    """The relaxed problem of this process."""
-    cuts = sliced.cuts
-    return RelaxedSlices(
-        sliced.problem,
-        sliced.bounds,
-        lambda number: slices.read(*cuts[number]),
-        channels,
-        free,
-        float(max(sliced.judged.times, 1)),
-    )

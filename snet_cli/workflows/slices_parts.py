@@ -5,9 +5,11 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
+from snet_cli.data.trajectory_slices import TrajectorySlices
 from snet_cli.training.gamma import SampleCounts
 from snet_cli.training.relaxed import known_noise, scale_of_misfit
 from snet_cli.training.relaxed_score import RelaxedRule
+from snet_cli.training.relaxed_slices import RelaxedSlices
 from snet_cli.workflows import memory
 from snet_cli.workflows.slices_setup import WORKING_ROOM, SlicedSetup
 from snet_cli.workflows.training_plan import Ingredients
@@ -17,9 +19,7 @@ FloatArray = NDArray[np.float64]
 
 def room_left(parts: Ingredients) -> float:
     """Bytes that may be kept between two evaluations: what this process's share of the memory has left."""
-    share = memory.share(parts.common, parts.team.place)
-    limit = parts.common.max_memory
-    left = share - (memory.resident() if limit is not None else 0.0)  # what the machine has left is left already
+    left = memory.left(memory.share(parts.common, parts.team.place), parts.common)
     return max(0.0, left - WORKING_ROOM)
 
 
@@ -57,3 +57,16 @@ def counts_in_slices(sliced: SlicedSetup, channels: FloatArray, *, free: bool) -
     times = max(sliced.judged.times, 1)
     starts = sliced.counts.all_starts if free else sliced.counts.free_starts
     return SampleCounts(sliced.judged.values.astype(np.int64), 1.0 / (channels**2 * times), times, starts)
+
+
+def relaxed_slices(sliced: SlicedSetup, slices: TrajectorySlices, channels: FloatArray, *, free: bool) -> RelaxedSlices:
+    """The relaxed problem of this process."""
+    cuts = sliced.cuts
+    return RelaxedSlices(
+        sliced.problem,
+        sliced.bounds,
+        lambda number: slices.read(*cuts[number]),
+        channels,
+        free,
+        float(max(sliced.judged.times, 1)),
+    )

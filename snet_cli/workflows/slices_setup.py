@@ -28,7 +28,7 @@ from snet_cli.spectral.selection import SELECTION_SAMPLES
 from snet_cli.training.alpha_mesh import refine_for_alpha
 from snet_cli.training.arrow import MOST_WEIGHTS, SCHUR_COPIES
 from snet_cli.training.blocks import BlockProblem
-from snet_cli.training.method_choice import EXACT, MethodChoice, why_not_joint
+from snet_cli.training.method_choice import MethodChoice, predicts_exactly, why_not_joint
 from snet_cli.training.options import FitOptions
 from snet_cli.training.starts import FIRST_LAG, free_states
 from snet_cli.training.state_layout import StateLayout
@@ -131,8 +131,7 @@ class SlicedSetup:
     @property
     def exact(self) -> bool:
         """Whether step 0 predicts held-out samples as well as the truth would."""
-        noise = self.setup.step_zero.noise
-        return bool(np.isfinite(noise).all() and (noise < EXACT * self.judged.spread).all())
+        return predicts_exactly(self.setup.step_zero.noise, self.judged.spread)
 
 
 def set_up_in_slices(
@@ -252,8 +251,7 @@ def _require_known_states(method: str, layout: StateLayout) -> None:
 
 def _refined(options: FitOptions, found: Discretisation, first: Trajectories, samples: int) -> Discretisation:
     """As fine as the samples allow where X moves, as `build_alpha.refined`; the first trajectories tell the noise."""
-    limit = EXACT * channel_scales(first.outputs)[1]
-    exact = bool(np.isfinite(found.noise).all() and (found.noise < limit).all())
+    exact = predicts_exactly(found.noise, channel_scales(first.outputs)[1])
     order, elements = refine_for_alpha(found.order, found.elements, samples, exact=exact)
     return replace(
         found,
