@@ -142,13 +142,14 @@ def dispersions(roots: Sequence[FloatArray], information: FloatArray, discrepanc
     if not (discrepancy > 0.0).any() or not kept.any():
         return phi
     parts = [root[:, kept] / np.sqrt(information[kept]) for root in roots]
-    shares = [part.T @ part for part in parts]
-    asked = discrepancy + _traces(shares, 1.0 / information[kept], phi)
+    shares, precision = [part.T @ part for part in parts], 1.0 / information[kept]
+    found = _traces(shares, precision, phi)
+    asked = discrepancy + found
     for _ in range(MOST_ROUNDS):
-        found = _traces(shares, 1.0 / information[kept], phi)
         last, phi = phi, np.clip(phi * asked / np.maximum(found, TINY), 1.0, MOST_DISPERSION)
         if np.allclose(phi, last, rtol=AGREES, atol=0.0):
             break
+        found = _traces(shares, precision, phi)
     return phi
 
 
