@@ -23,6 +23,7 @@ from torch import Tensor
 
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.forecasting.flow import Flow, ForecastModel
+from snet_cli.forecasting.lag_response import lag_response
 from snet_cli.forecasting.window_fit import WindowSamples, fit_starts
 from snet_cli.forecasting.windows import Windows
 
@@ -150,14 +151,41 @@ def _known_starts(model: ForecastModel, data: Trajectories, windows: Windows) ->
 def _take_input_response(
     flow: Flow, data: Trajectories, windows: Windows, states: FloatArray, kind: NDArray[np.int8]
 ) -> None:
-    """Let every lagged input respond from the recording's first sample to the start; writes into `states`, `kind`.
-
-    The rows of the lagged inputs depend on themselves and u alone, so that all other states stay where they are.
-    """
+    """Let every lagged input respond from the recording's first sample to the start; writes into `states`, `kind`."""
     lags = flow.model.lag_inputs
     if not lags:
         return
     rows, columns = np.array(list(lags)), np.array([lags[i] for i in lags])
+    sampled, stored = flow.inputs.sampled, flow.inputs.sampled.names if flow.inputs.sampled else ()
+    lagging = [flow.model.input_names[column] for column in columns]
+    if flow.signal.sampled is not None and sampled is not None and set(lagging) <= set(stored):
+        device = flow.model.device
+        numbers = torch.tensor([stored.index(name) for name in lagging], device=device)
+        owner, time = (torch.as_tensor(part, device=device) for part in (windows.owner, windows.start))
+        tau = _lag_times(flow.model, rows)
+        response = lag_response(flow.signal.sampled, numbers, tau, flow.clock, owner, time).cpu().numpy()
+    else:
+        response = _integrated_response(flow, data, windows, rows, columns)
+    states[:, rows] = response
+    kind[:, rows] = KINDS.index("input-response")
+
+
+def _lag_times(model: ForecastModel, rows: IntArray) -> Tensor:
+    """τ of the lagged inputs, shape (L,): each of their rows of f is (u - s) / τ."""
+    x = torch.as_tensor(np.stack([model.center, model.center]), dtype=torch.float64, device=model.device)
+    at = torch.as_tensor(rows, device=model.device)
+    x[0, at], x[1, at] = 0.0, 1.0
+    u = x.new_zeros(2, len(model.input_names) + len(model.constant_names))
+    with torch.no_grad():
+        at_rest, pulled = model.derivative(x.new_zeros(2), x, u)[:, at]
+    tau: Tensor = 1.0 / (at_rest - pulled)
+    return tau
+
+
+def _integrated_response(
+    flow: Flow, data: Trajectories, windows: Windows, rows: IntArray, columns: IntArray
+) -> FloatArray:
+    """The same to inputs of any kind, by the integrator: rows of f that depend on themselves and u alone."""
     begin = data.start[windows.owner]
     at_rest = np.tile(flow.model.center, (len(windows), 1))
     at_rest[:, rows] = flow.inputs.at(windows.owner, begin)[:, columns]
@@ -170,8 +198,8 @@ def _take_input_response(
     one_each = np.ones(len(windows), np.int64)
     response = flow.solve(windows.owner, at_rest, begin, one_each, windows.start, lag_only).states.cpu().numpy()
     response = np.where(np.isfinite(response), response, at_rest)
-    states[:, rows] = response[:, rows]
-    kind[:, rows] = KINDS.index("input-response")
+    reached: FloatArray = response[:, rows]
+    return reached
 
 
 def _window_samples(windows: Windows, measured: FloatArray, init_window: IntArray, chosen: IntArray) -> WindowSamples:

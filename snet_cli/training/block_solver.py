@@ -34,6 +34,10 @@ from torch import Tensor
 from snet_cli.training.weight_system import symmetric_gram
 
 
+COLUMNS = 128
+"""Columns of right sides that are reduced at a time: their arrays stay in the cache."""
+
+
 class _Level(NamedTuple):
     """One batch of eliminated boundaries: L (S, n, n), V_l and V_r (S, n, n), and whether the chain was padded."""
 
@@ -143,10 +147,8 @@ class BlockFactor:
 
     def gram(self, right_side: Tensor) -> Tensor:
         """``Bᵀ A⁻¹ B`` (r, r) for assembled right sides B: what a Schur complement on further unknowns subtracts."""
-        inner, reduced = self._forward(right_side)
-        flat = [part.reshape(-1, right_side.shape[-1]) for part in (inner, *reduced)]
-        total: Tensor = sum((symmetric_gram(part) for part in flat), right_side.new_zeros(()))
-        return total
+        inner, ends = self.condense(right_side)
+        return symmetric_gram(inner.flatten(0, 1)) + symmetric_gram(self.boundary_rows(ends))
 
     def _forward(self, right_side: Tensor) -> tuple[Tensor, list[Tensor]]:
         """L⁻¹ b: inner values (N, n (P - 2), r), and one part per level of boundaries."""
@@ -166,10 +168,27 @@ class BlockFactor:
 
     def boundary_parts(self, ends: Tensor) -> list[Tensor]:
         """L⁻¹ b of the boundaries, one part (S, n, r) per level, from what `condense` left of the ends (N, 2n, r)."""
+        return self._reduced(self._at_boundaries(ends))
+
+    def boundary_rows(self, ends: Tensor) -> Tensor:
+        """The same as one list of rows (Σ S n, r), some columns at a time."""
+        b = self._at_boundaries(ends)
+        rows = b.new_empty(b.shape[0] * b.shape[1], b.shape[2])
+        for begin in range(0, b.shape[2], COLUMNS):
+            chosen = slice(begin, begin + COLUMNS)
+            torch.cat([part.flatten(0, 1) for part in self._reduced(b[:, :, chosen])], out=rows[:, chosen])
+        return rows
+
+    def _at_boundaries(self, ends: Tensor) -> Tensor:
+        """Right sides of all boundaries (N + B, n, r) from those of the ends of every element."""
         n = self.states
         b = ends.new_zeros(int(self.left[-1]) + 2, n, ends.shape[-1])
         b.index_add_(0, self.left, ends[:, :n])
         b.index_add_(0, self.left + 1, ends[:, n:])
+        return b
+
+    def _reduced(self, b: Tensor) -> list[Tensor]:
+        """L⁻¹ b, one part per level."""
         parts = []
         for level in self.levels[:-1]:
             if level.padded:

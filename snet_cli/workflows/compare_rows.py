@@ -30,7 +30,16 @@ from snet_cli.workflows.honest_end import RolloutScore, rollout_score
 from snet_cli.workflows.methods import build_training, resolve_method
 from snet_cli.workflows.reporter import Reporter, Silent
 from snet_cli.workflows.resources import choose_device, peak_memory_mb, set_threads
-from snet_cli.workflows.train_one import checkpoint_of, finite, limits_of, set_up, summary_of, tick_of, with_estimates
+from snet_cli.workflows.train_one import (
+    checkpoint_of,
+    finite,
+    limits_of,
+    set_threads_of_method,
+    set_up,
+    summary_of,
+    tick_of,
+    with_estimates,
+)
 from snet_cli.workflows.trained_model import TrainedModel, from_checkpoint
 from snet_cli.workflows.training_plan import Ingredients, Training
 from snet_cli.workflows.training_setup import Setup
@@ -128,7 +137,9 @@ def _train(
 ) -> _Trained:
     """The timed part: build the method and iterate."""
     parts = Ingredients(setup, data, options, common, device)
-    training = build_training(resolve_method(parts).method, parts)
+    method = resolve_method(parts).method
+    set_threads_of_method(method, common, setup, setup.problem.t.numel(), parts.team)
+    training = build_training(method, parts)
     clock = Stopwatch()
     setup_seconds = clock() - started
     limits = limits_of(training, options, math.inf if options.max_time is None else started + options.max_time)

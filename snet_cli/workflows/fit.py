@@ -48,6 +48,7 @@ from snet_cli.workflows.train_one import (
     limits_of,
     resolved_options,
     search_end,
+    set_threads_of_method,
     set_up,
     summary_of,
     tick_of,
@@ -307,7 +308,9 @@ def _set_up(task: FitTask, data: FitData | SlicedData, device: torch.device, sav
     if saved is not None:
         options = options.model_copy(update={"method": saved.about["method"]})
     parts = Ingredients(setup, data, options, common, device, settled, task.team)
-    return Begun(parts, resolve_method(parts))
+    choice = resolve_method(parts)
+    set_threads_of_method(choice.method, common, setup, setup.problem.t.numel(), task.team)
+    return Begun(parts, choice)
 
 
 def _build(task: FitTask, begun: Begun) -> Training:

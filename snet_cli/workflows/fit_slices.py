@@ -23,7 +23,7 @@ from snet_cli.workflows.slices_alpha import alpha_in_slices
 from snet_cli.workflows.slices_delta import delta_in_slices
 from snet_cli.workflows.slices_joint import joint_in_slices
 from snet_cli.workflows.slices_setup import SlicedSetup, set_up_in_slices
-from snet_cli.workflows.train_one import width_of
+from snet_cli.workflows.train_one import set_threads_of_method
 from snet_cli.workflows.training_plan import IN_SLICES, Ingredients, Training
 
 SLICED_METHODS: dict[str, Callable[[Ingredients, SlicedSetup, TrajectorySlices], Training]] = {
@@ -62,7 +62,7 @@ def build_in_slices(
     sliced = set_up_in_slices(options, common, data.train, device, search_end, known, report, team, more)
     setup, choice = sliced.setup, sliced.method
     check_method(choice.method, setup.layout)
-    set_threads(common.threads, sliced.problem.points * team.size * width_of(setup), team.place.local_size)
+    set_threads_of_method(choice.method, common, setup, sliced.problem.points * team.size, team)
     own = FitData(data.shell, data.validation, data.parents)
     parts = Ingredients(setup, own, options, common, device, {IN_SLICES: True, **(settled or {})}, team)
     training = SLICED_METHODS[choice.method](parts, sliced, data.train)

@@ -36,6 +36,10 @@ from snet_cli.workflows.training_setup import Setup, prepare
 SEARCH_SHARE = 0.3
 """Share of what is left of `--max-time` after which the search for order and elements takes its best so far."""
 
+PRODUCTS = 1000
+"""Products of a Schur complement that count as one number of an evaluation of f: a million such numbers, below which
+one thread is as fast as two, are then 30 ms of one core."""
+
 
 def set_up(
     options: FitOptions,
@@ -74,6 +78,21 @@ def search_end(options: FitOptions, started: float) -> float:
         return math.inf
     now = time.perf_counter()
     return now + SEARCH_SHARE * max(started + options.max_time - now, 0.0)
+
+
+def set_threads_of_method(method: str, common: CommonOptions, setup: Setup, points: int, team: Team) -> None:
+    """As many threads as the method's work deserves: products of `joint` are far larger than evaluations of f.
+
+    Parameters
+    ----------
+    points : int
+        Of all processes.
+    """
+    work = points * width_of(setup)
+    if method == "joint":
+        weights = sum(p.numel() for p in setup.trained.model.parameters())
+        work = max(work, points * len(setup.layout.states) * weights**2 // PRODUCTS)
+    set_threads(common.threads, work, team.place.local_size)
 
 
 def width_of(setup: Setup) -> int:
