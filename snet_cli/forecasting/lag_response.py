@@ -1,20 +1,26 @@
 """Response of first-order lags s' = (u - s) / τ to recorded inputs, in closed form.
 
-Where u is a polynomial, so is the solution q = u - τ q', and every other one differs from it by a multiple of
-exp(-t / τ). From one knot of the input to the next, s therefore follows
+From a time a on, as long as u = Σ_p c_p (t - a)^p, with d = t - a and z = d / τ,
 
-    s(t) = q(t) + (s(a) - q(a)) exp(-(t - a) / τ),        s_k+1 = A_k s_k + b_k  at the knots.
+    s(t) = s(a) exp(-z) + Σ_p c_p d^p g_p(z),        g_p(z) = z ∫_0^1 w^p exp(-z (1 - w)) dw,
 
-Such recurrences compose, ``(A, b) ∘ (A', b') = (A A', b + A b')``, so that doubling the reach of each finds s at all
-knots in log2 of their number passes over arrays (Hillis and Steele 1986). 0 <= A <= 1: no error grows.
+all terms without cancellation for any τ. At the knots of u this is s_k+1 = A_k s_k + b_k. Such recurrences compose,
+``(A, b) ∘ (A', b') = (A A', b + A b')``, so that doubling the reach of each finds s at all knots in log2 of their number
+passes over arrays (Hillis and Steele 1986). 0 <= A <= 1: no error grows.
 """
 
 from __future__ import annotations
 
+import math
+
+import numpy as np
 import torch
 from torch import Tensor
 
 from snet_cli.integration.inputs import SampledSignal
+
+QUADRATURE_POINTS = 10
+"""Gauss points for g_p at z <= 1, where they are exact to rounding."""
 
 
 def lag_response(
@@ -36,34 +42,52 @@ def lag_response(
         Trajectory and time of each answer, not before `begin`.
     """
     knots, u = signal.knots.values, signal.coefficients[:, columns]
-    q = u.clone()
-    for power in range(u.shape[2] - 2, -1, -1):
-        q[:, :, power] -= (power + 1) * tau * q[:, :, power + 1]
     first = torch.maximum(signal.knots.upto(begin, inclusive=True) - 1, signal.knots.first)
-    anchor = knots.clone()  # where each piece's s is known
+    anchor, u = knots.clone(), u.clone()
     anchor[first] = torch.maximum(begin, knots[first])
+    u[first] = _about(u[first], anchor[first] - knots[first])
 
-    def value(polynomial: Tensor, piece: Tensor, at: Tensor) -> Tensor:
-        """Polynomials of pieces, at a time each, shape (len(piece), L)."""
-        coefficients, since = polynomial[piece], (at - knots[piece])[:, None]
-        result = coefficients[:, :, -1]
-        for power in range(coefficients.shape[2] - 2, -1, -1):
-            result = coefficients[:, :, power] + since * result
+    def response(piece: Tensor, at: Tensor, s: Tensor | float) -> Tensor:
+        """s at a time in each piece, from s at the piece's anchor."""
+        duration = (at - anchor[piece]).clamp(min=0.0)[:, None]
+        z = duration / tau
+        result = s * torch.exp(-z)
+        for power, moment in enumerate(_moments(z, u.shape[2])):
+            result = result + u[piece, :, power] * duration**power * moment
         return result
 
-    def decay(duration: Tensor) -> Tensor:
-        return torch.exp(-duration.clamp(min=0.0)[:, None] / tau)
-
     before = torch.arange(len(knots) - 1, device=knots.device)
-    A = torch.cat([u.new_zeros(1, len(tau)), decay(knots[1:] - anchor[:-1])])
-    s = torch.cat([u[:1, :, 0], value(q, before, knots[1:]) - A[1:] * value(q, before, anchor[:-1])])
-    s[first] = value(u, first, anchor[first])
-    A[first] = 0.0  # nothing of what stands before: another trajectory, or a time before `begin`
+    A = torch.exp(-(knots[1:] - anchor[:-1]).clamp(min=0.0)[:, None] / tau)
+    A, s = torch.cat([u.new_zeros(1, len(tau)), A]), torch.cat([u[:1, :, 0], response(before, knots[1:], 0.0)])
+    A[first], s[first] = 0.0, u[first, :, 0]  # of another trajectory, or of a time before `begin`, nothing
     reach = 1
     while reach < len(knots) and bool(A.any()):
         s[reach:] += A[reach:] * s[:-reach]
         A[reach:] *= A[:-reach].clone()
         reach *= 2
     piece = torch.maximum(signal.knots.select(owner).upto(time, inclusive=True) - 1, first[owner])
-    time = torch.maximum(time, anchor[piece])
-    return value(q, piece, time) + (s[piece] - value(q, piece, anchor[piece])) * decay(time - anchor[piece])
+    return response(piece, time, s[piece])
+
+
+def _about(coefficients: Tensor, shift: Tensor) -> Tensor:
+    """Coefficients (F, L, powers) of the same polynomials about a later time."""
+    powers = range(coefficients.shape[2])
+    shifted = [
+        sum(math.comb(p, j) * shift[:, None] ** (p - j) * coefficients[:, :, p] for p in powers if p >= j)
+        for j in powers
+    ]
+    return torch.stack([torch.as_tensor(part) for part in shifted], 2)
+
+
+def _moments(z: Tensor, count: int) -> list[Tensor]:
+    """g_0 … of z >= 0: by quadrature where z is small, else by g_p = 1 - (p / z) g_p-1, from integration by parts."""
+    points, weights = np.polynomial.legendre.leggauss(QUADRATURE_POINTS)
+    small, large = z.clamp(max=1.0), z.clamp(min=1.0)
+    near = [torch.zeros_like(z) for _ in range(count)]
+    for w, weight in zip(0.5 + 0.5 * points, 0.5 * weights, strict=True):
+        pull = weight * small * torch.exp(-small * (1.0 - w))
+        near = [total + w**power * pull for power, total in enumerate(near)]
+    far = [1.0 - torch.exp(-large)]
+    for power in range(1, count):
+        far.append(1.0 - (power / large) * far[-1])
+    return [torch.where(z < 1.0, a, b) for a, b in zip(near, far, strict=True)]
