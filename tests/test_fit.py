@@ -336,6 +336,17 @@ def test_a_constant_channel_is_a_note_not_an_error(snet):
     assert "note: output 'b' is constant (2.5).\n" in ran.err
 
 
+@pytest.mark.parametrize("method", ["delta", "alpha", "joint"])
+def test_a_system_at_rest_is_learned_at_once_and_stays_at_rest(snet, method):
+    data = spirals(3, 30)
+    data.outputs[:] = np.array([1e5, -0.3])  # the derivative of the series is rounding, some 1e-10 of a unit
+    save_trajectories("rest.h5", data)
+    ran = snet("fit", "rest.h5", "-o", "m.h5", "--method", method, "--json")
+    assert ran.code == 0, ran.err
+    assert (ran.json["status"], ran.json["iterations"]) == ("converged", 1)
+    assert ran.json["train_mse"] <= (1e-9 * 1e5) ** 2
+
+
 def test_a_file_without_outputs_cannot_be_trained_on(snet):
     data = spirals(2, 30)
     empty = data.select_rows(np.zeros(60, bool))

@@ -27,6 +27,9 @@ FloatArray = NDArray[np.float64]
 RUNS = 200
 """Runs of elements at most that a held-out share is drawn from."""
 
+ROUNDING = 1e-12
+"""Way over an element, relative to its magnitude, that is the rounding of a state at rest."""
+
 
 class Points(Protocol):
     """The points of R that a process has: all in memory (`Problem`), or made a block at a time (`blocks`).
@@ -239,11 +242,23 @@ def assemble_problem(
         flat(derivative),
         flat(inputs),
         flat(weight),
-        torch.from_numpy(derivative_scale(derivative, weight) if scaled else np.ones(nodes.shape[2])).to(device),
+        torch.from_numpy(derivative_scale(mesh, nodes, weight) if scaled else np.ones(nodes.shape[2])).to(device),
     )
 
 
-def derivative_scale(derivative: FloatArray, weight: FloatArray) -> FloatArray:
-    """S = 1 / rms(ẋ) per state, shape (n,); 1 for a state that never moves."""
-    mean_square: FloatArray = np.einsum("ep,epn->n", weight, derivative**2)
-    return np.where(mean_square > 0, 1.0 / np.sqrt(np.where(mean_square > 0, mean_square, 1.0)), 1.0)
+def derivative_scale(mesh: Mesh, nodes: FloatArray, weight: FloatArray) -> FloatArray:
+    """S = 1 / rms(ẋ) per state, shape (n,); of a state that never moves, horizon over magnitude, or 1.
+
+    What rounding makes of the derivative of a constant is nothing that a model should follow.
+
+    Parameters
+    ----------
+    nodes : ndarray, shape (N, P, n)
+    weight : ndarray, shape (N, P)
+        Sums to 1.
+    """
+    slope = np.sqrt(np.einsum("ep,epn->n", weight, mesh.derivative(nodes) ** 2))
+    magnitude = np.abs(nodes).max((0, 1), initial=0.0)
+    moves = slope > ROUNDING * magnitude / mesh.width.mean()
+    at_rest = np.divide(mesh.horizon.mean(), magnitude, out=np.ones_like(magnitude), where=magnitude > 0)
+    return np.where(moves, np.divide(1.0, slope, out=np.ones_like(slope), where=slope > 0), at_rest)

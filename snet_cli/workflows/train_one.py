@@ -36,6 +36,9 @@ from snet_cli.workflows.training_setup import Setup, prepare
 SEARCH_SHARE = 0.3
 """Share of what is left of `--max-time` after which the search for order and elements takes its best so far."""
 
+ROUNDED = 1e-26
+"""Loss in scaled units that is nothing but rounding: all data is at rest, or obeys the model to thirteen digits."""
+
 PRODUCTS = 1000
 """Products of a Schur complement that count as one number of an evaluation of f: a million such numbers, below which
 one thread is as fast as two, are then 30 ms of one core."""
@@ -105,7 +108,7 @@ def limits_of(training: Training, options: FitOptions, deadline: float) -> Limit
     """When this training ends; a closed form is one iteration."""
     return Limits(
         iterations=1 if training.closed_form else training.iterations,
-        tolerance=math.inf if training.closed_form else options.tolerance,
+        tolerance=math.inf if training.closed_form else max(options.tolerance, ROUNDED if options.scaled else 0.0),
         deadline=deadline,
         patience=training.patience,
         look_every=training.look_every,
