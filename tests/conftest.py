@@ -28,6 +28,14 @@ def pytest_xdist_auto_num_workers(config: pytest.Config) -> int:
     return 2 if whole and (os.cpu_count() or 1) > 1 else 0
 
 
+def pytest_configure(config: pytest.Config) -> None:
+    """Workers have a core each: threads that wait for each other on shared ones take several times as long."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "")
+    if worker.startswith("gw") and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker[2:]) % len(cores)]})
+
+
 @pytest.fixture
 def one_thread() -> Iterator[None]:
     """One thread of torch: sums in another order have other last digits, and timings are of one core."""

@@ -6,7 +6,8 @@ import pytest
 import torch
 from scipy.optimize import least_squares
 
-from snet_cli.training import krylov, row_system, warm_up
+from snet_cli.models.theta_blocks import ThetaBlock, ThetaJacobian
+from snet_cli.training import krylov, linearisation, row_system, warm_up
 from snet_cli.training.arrow import ArrowProblem
 from snet_cli.training.continuation import Continuation
 from snet_cli.training.joint import Joint
@@ -294,3 +295,24 @@ def test_many_weights_train_without_the_schur_complement():
     totals = [method.step().total for _ in range(4)]
     assert totals == sorted(totals, reverse=True)
     assert totals[-1] < 0.1 * before
+
+
+def test_blocks_of_the_theta_jacobian_add_up_to_the_dense_product():
+    generator = torch.Generator().manual_seed(0)
+
+    def normal(*shape):
+        return torch.randn(*shape, generator=generator, dtype=torch.float64)
+
+    N, P, n, size = 4, 3, 5, 9
+    blocks = (
+        ThetaBlock(torch.tensor([3, 0]), slice(2, 9), normal(N * P, 2, 7)),
+        ThetaBlock(slice(1, 2), slice(0, 2), normal(N * P, 1, 2)),  # rows 2 and 4 reach no weight
+    )
+    G = ThetaJacobian(blocks, (N * P, n, size))
+    root = normal(N, P * n, P * n)
+    C = root.mT @ root
+    total = torch.eye(size, dtype=torch.float64)
+    linearisation._add_between_blocks(total, C, G)
+    dense = G.dense().view(N, P * n, size)
+    expected = torch.eye(size, dtype=torch.float64) + (dense.mT @ C @ dense).sum(0)
+    torch.testing.assert_close(total, expected, rtol=1e-11, atol=1e-11)

@@ -29,14 +29,21 @@ def signal_of(inputs, trajectory):
     """The three channels as functions of time, written without `pieces`."""
     end = np.cumsum(inputs.row_size)[trajectory]
     own = slice(end - inputs.row_size[trajectory], end)
-    time, (z, l, c) = inputs.time[own], inputs.values[own].T
-    spline = CubicSpline(time, c) if time.size > 1 else (lambda t: c[0])
+    time, (held, line, curve) = inputs.time[own], inputs.values[own].T
+    spline = CubicSpline(time, curve) if time.size > 1 else (lambda t: curve[0])
 
     def at(t):
         inside = np.clip(t, time[0], time[-1])
-        return np.array([z[np.searchsorted(time, inside, "right") - 1], np.interp(inside, time, l), spline(inside)])
+        return np.array(
+            [held[np.searchsorted(time, inside, "right") - 1], np.interp(inside, time, line), spline(inside)]
+        )
 
     return time, at
+
+
+def rate(t, s, at, held):
+    """Of the three lags; the first signal is held, also at the very end of a piece."""
+    return (np.array([held, *at(t)[1:]]) - s) / TAU
 
 
 @pytest.mark.parametrize("late", [False, True])
@@ -51,10 +58,9 @@ def test_it_is_the_solution_of_the_lag_on_every_kind_of_signal(late):
         found = respond(inputs, begin, np.full(8, trajectory), wanted)
         s, now, expected = at(begin[trajectory]), begin[trajectory], []
         for stop in np.union1d(time[time > now], wanted):  # from knot to knot, where the signals are smooth
-            middle = at(0.5 * (now + stop))
-            zoh = np.array([True, False, False])
-            rate = lambda t, s, middle=middle: (np.where(zoh, middle, at(t)) - s) / TAU  # noqa: E731
-            s, now = solve_ivp(rate, (now, stop), s, rtol=1e-11, atol=1e-12).y[:, -1], stop
+            held = at(0.5 * (now + stop))[0]
+            s = solve_ivp(rate, (now, stop), s, args=(at, held), rtol=1e-11, atol=1e-12).y[:, -1]
+            now = stop
             if stop in wanted:
                 expected.append(s)
         # solve_ivp keeps to its tolerance over some fifty pieces

@@ -5,8 +5,8 @@ From a time a on, as long as u = Σ_p c_p (t - a)^p, with d = t - a and z = d / 
     s(t) = s(a) exp(-z) + Σ_p c_p d^p g_p(z),        g_p(z) = z ∫_0^1 w^p exp(-z (1 - w)) dw,
 
 all terms without cancellation for any τ. At the knots of u this is s_k+1 = A_k s_k + b_k. Such recurrences compose,
-``(A, b) ∘ (A', b') = (A A', b + A b')``, so that doubling the reach of each finds s at all knots in log2 of their number
-passes over arrays (Hillis and Steele 1986). 0 <= A <= 1: no error grows.
+``(A, b) ∘ (A', b') = (A A', b + A b')``, so that doubling the reach of each finds s at all knots in log2 of their
+number passes over arrays (Hillis and Steele 1986). 0 <= A <= 1: no error grows.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ QUADRATURE_POINTS = 10
 def lag_response(
     signal: SampledSignal, columns: Tensor, tau: Tensor, begin: Tensor, owner: Tensor, time: Tensor
 ) -> Tensor:
-    """s of each lagged input at W times, shape (W, L), at rest at u where its recording begins.
+    """Value of each lagged input at W times, shape (W, L), at rest at u where its recording begins.
 
     Parameters
     ----------
@@ -48,7 +48,7 @@ def lag_response(
     u[first] = _about(u[first], anchor[first] - knots[first])
 
     def response(piece: Tensor, at: Tensor, s: Tensor | float) -> Tensor:
-        """s at a time in each piece, from s at the piece's anchor."""
+        """Value at a time in each piece, from s at the piece's anchor."""
         duration = (at - anchor[piece]).clamp(min=0.0)[:, None]
         z = duration / tau
         result = s * torch.exp(-z)

@@ -33,7 +33,6 @@ from torch import Tensor
 
 from snet_cli.training.weight_system import symmetric_gram
 
-
 COLUMNS = 128
 """Columns of right sides that are reduced at a time: their arrays stay in the cache."""
 

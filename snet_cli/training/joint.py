@@ -3,7 +3,8 @@
     warm-up:  θ alone with X of step 0 (δ-SNet), as long as a network that knows nothing would only spoil X (`warm_up`);
               it is all there is where exact data has kinks
     then:     (X, θ) <- (X, θ) + one damped Gauss-Newton step on J = γ(L + ν|θ|²) + R        (`arrow`)
-              γ falls when its level has converged, until the ODE holds to the discretisation error (`continuation`)
+              γ falls when its level has converged, until the ODE holds to the discretisation error (`continuation`), or
+              forecasts of data that nothing obeys to its noise get worse (`levels`)
     at last:  the mesh is refined where noise would not hide its error, and γ falls further (`refinement`)
 
 A step is taken only where it decreases J. θ's damping falls after one and rises for each trial that is refused, which
@@ -27,6 +28,7 @@ from snet_cli.training.arrow import DEFAULT_MEMORY, ArrowProblem, Loss
 from snet_cli.training.blocks import BlockProblem
 from snet_cli.training.closed_form import solve_in_closed_form
 from snet_cli.training.continuation import Continuation
+from snet_cli.training.levels import Levels
 from snet_cli.training.linearisation import Linearisation
 from snet_cli.training.method import Step
 from snet_cli.training.problem import Problem
@@ -73,6 +75,8 @@ class Joint:
         Refines the mesh when the problem on it has converged; the mesh stays unless given.
     exact : bool
         Whether step 0 is as good as the truth.
+    levels : Levels, optional
+        Judges the levels of γ; all are taken for good unless given.
     memory : int
         Bytes for the arrays of one batch of trajectories.
     team : Team
@@ -102,10 +106,12 @@ class Joint:
         threshold: Tensor | None = None,
         remesher: Remesher | None = None,
         exact: bool = False,
+        levels: Levels | None = None,
         memory: int = DEFAULT_MEMORY,
         team: Team = ALONE,
     ) -> None:
         self.team = team
+        self.levels = levels or Levels(None, 0.0)
         self.model, self.scorer, self.threshold = model, held_out, threshold
         self.prior, self.memory, self.exact = prior, memory, exact
         self.remesher, self.gain, self.refined_at = remesher, Gain(), 0
@@ -142,6 +148,11 @@ class Joint:
         return self.continuation.gamma
 
     @property
+    def remark(self) -> str | None:
+        """What the user should know of how it ended."""
+        return self.levels.remark
+
+    @property
     def growth(self) -> float:
         """How many times as long as the longest iteration so far the next one may take, for `loop.run`."""
         if self.warm_up is None or not self.warm_up.done:
@@ -170,7 +181,10 @@ class Joint:
                 J = before.total(gamma)
                 gain = (J - after.total(gamma)) / J if J > 0 else 0.0
                 verdict = self.continuation.after(gain, after.residual, after.tail, after.misfit)
-                self.outcome = "converged" if verdict == "converged" and not self._refine() else None
+                ended = verdict == "converged" and not self._refine()
+                if (verdict == "tighten" or ended) and self._fell_too_far(gamma, after):
+                    ended, gamma, after = True, self.gamma, self.arrow.loss(self.nodes)
+                self.outcome = "converged" if ended else None
             before = after
         total = math.nan if self.outcome == "not-finite" else before.total(gamma)
         return Step(before.residual, before.misfit, total)
@@ -215,6 +229,16 @@ class Joint:
         self.state_damping = STATE_DAMPING
         return self._end("damping-at-limit" if self.damping >= MOST_DAMPING else "stalled", None, before)
 
+    def _fell_too_far(self, gamma: float, at: Loss) -> bool:
+        """Go back to the level of γ that forecasts best, where this one is worse; returns whether it was."""
+        levels = self.levels
+        if not levels.fell_too_far(gamma, at.misfit, self.nodes, self.arrow.theta()):
+            return False
+        assert levels.best is not None
+        self.continuation.gamma, self.nodes, self._known = levels.best.gamma, levels.best.nodes, None
+        self.arrow.put_theta(levels.best.theta)
+        return True
+
     def _refine(self) -> bool:
         """Go on on a finer mesh where the series asks for one; returns whether it does."""
         if self.remesher is None:
@@ -224,6 +248,7 @@ class Joint:
         if not plan.done:
             self._use(relaxed, nodes)
             self.continuation.reopen()
+            self.levels.forget()
             self.refined_at, self.scorer = self.iteration, self.remesher.scorer(self.mesh)
         return not plan.done
 
@@ -248,6 +273,7 @@ class Joint:
         if self.scorer is not None:
             saved["held_out.nodes"] = self.scorer.state()
         saved["gain"] = torch.tensor([*self.gain, self.refined_at], dtype=torch.float64)
+        saved |= {f"levels.{k}": collect(v) if k == "nodes" else v for k, v in self.levels.state().items()}
         began = {} if self.warm_up is None else self.warm_up.state()
         return saved | {f"warm_up.{name}": value for name, value in began.items()}
 
@@ -268,6 +294,11 @@ class Joint:
         if self.scorer is not None and "held_out.nodes" in state:
             self.scorer.restore(state["held_out.nodes"])
         self.gain = Gain(float(state["gain"][0]), int(state["gain"][1]))
+        levels = {k.removeprefix("levels."): v for k, v in state.items() if k.startswith("levels.")}
+        if "nodes" in levels:
+            levels["nodes"] = self.team.own(levels["nodes"], self.nodes.shape[0]).clone()
+        if levels:  # states of older versions have none
+            self.levels.restore(levels)
         counts, level = state["progress"].tolist(), self.continuation
         self.iteration, self.evaluations = int(counts[0]), int(counts[1])
         self.damping, self.state_damping = counts[2], counts[3]

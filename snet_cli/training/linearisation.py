@@ -5,10 +5,10 @@ factor of A's inner rows, Q = L_I⁻¹ M_I (M's inner rows) and E what is left o
 
     S = Σ_e G̃_eᵀ (1 - t tᵀ - Q_eᵀ Q_e) G̃_e - Σ yᵀ y + γν 1,       y: the boundaries' part of L⁻¹ (-E_e G̃_e).
 
-The matrix in brackets is positive semidefinite. What it has in the rows of one block of ∂f/∂θ (`theta_blocks`) is K_eᵀ K_e
-by a Cholesky factor, so that the large products are one K_e G̃_e per element and half of one product of all those rows
-with themselves. Where an element has more unknowns than there are weights, B_e = -M_e G̃_e is condensed itself, which is
-cheaper than K_e.
+The matrix in brackets is positive semidefinite. What it has in the rows of one block of ∂f/∂θ (`theta_blocks`) is
+K_eᵀ K_e by a Cholesky factor, so that the large products are one K_e G̃_e per element and half of one product of all
+those rows with themselves. Where an element has more unknowns than there are weights, B_e = -M_e G̃_e is condensed
+itself, which is cheaper than K_e.
 
 Where there are fewer residuals than weights, they are solved for (`row_system`). Where N_θ² numbers are too many, S is
 only applied to vectors, ``S v = G̃ᵀ (1 - t tᵀ - Mᵀ A⁻¹ M) G̃ v + γν v``, by one forward and one backward pass of f and

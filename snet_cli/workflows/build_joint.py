@@ -8,6 +8,7 @@ from numpy.typing import NDArray
 from snet_cli.training.arrow import DEFAULT_MEMORY
 from snet_cli.training.gamma import SampleCounts, noise_misfit
 from snet_cli.training.joint import Joint
+from snet_cli.training.levels import Levels
 from snet_cli.training.options import FitOptions
 from snet_cli.training.relaxed import channel_scale, known_noise, known_start_mask, relax
 from snet_cli.training.robust import as_tensor
@@ -15,6 +16,7 @@ from snet_cli.training.starts import free_states
 from snet_cli.training.warm_up import FINE, ROUGH_IF_EXACT
 from snet_cli.workflows.build_alpha import is_exact, refined
 from snet_cli.workflows.remesh import DataRemesher
+from snet_cli.workflows.training_forecast import WindowForecast
 from snet_cli.workflows.training_plan import (
     Ingredients,
     MethodEntry,
@@ -62,15 +64,20 @@ def _build(parts: Ingredients) -> Training:
     rule = relaxed_rule(parts, problem, SCORE_GAMMA if options.gamma == "auto" else options.gamma, free=free)
     validation = validation_of(parts, rule)
     automatic = options.order == options.elements == "auto"
+    counts = SampleCounts.of(relaxed)
+    levels = None
+    if options.gamma == "auto" and noise is not None:
+        levels = Levels(WindowForecast(parts), noise_misfit(counts, noise))
     method = Joint(
         parts.own_problem(problem),
         parts.own_relaxed(relaxed),
         setup.trained.model,
         gamma=None if options.gamma == "auto" else options.gamma,
-        prior=prior_of_noise(SampleCounts.of(relaxed), noise) if options.prior == "auto" else options.prior,
+        prior=prior_of_noise(counts, noise) if options.prior == "auto" else options.prior,
         held_out=None if validation is None else validation.scorer(parts.team),
         threshold=None if zero.threshold is None else as_tensor(zero.threshold, parts.device),
         exact=known_exactly,
+        levels=levels,
         remesher=DataRemesher(parts, channels, rule, UNKNOWNS_PER_SAMPLE) if automatic else None,
         memory=joint_memory(parts.common.max_memory),
         team=parts.team,

@@ -24,6 +24,8 @@ def final_scores(
 ) -> tuple[Scores, str | None]:
     """The scores of both forecasts, and why the first is far worse than the loss promised; None where it is not.
 
+    Where the method itself has found that the data is not the model's, that is why.
+
     Parameters
     ----------
     setup : Setup
@@ -45,8 +47,8 @@ def final_scores(
     )
     if train_score is None:
         return (None, held_score), None
-    mesh = mesh_of(setup, training)
-    return (train_score, held_score), disagreement(setup, training, mesh, result, data.train, train_score)
+    reason = disagreement(setup, training, mesh_of(setup, training), result, data.train, train_score)
+    return (train_score, held_score), reason and (getattr(training.method, "remark", None) or reason)
 
 
 def rollout_seconds(task: FitTask, result: FitResult) -> float:

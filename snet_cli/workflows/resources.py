@@ -33,8 +33,10 @@ def set_threads(threads: int | None, work: int, processes: int = 1) -> None:
 
 
 def cores_of(processes: int) -> int:
-    """Cores of this machine for each of the processes that share it."""
-    return max((os.cpu_count() or 1) // processes, 1)
+    """Cores of this machine for each of the processes that share it, as far as this one is allowed to use them."""
+    all_cores = os.cpu_count() or 1
+    allowed = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else all_cores
+    return max(min(all_cores // processes, allowed), 1)
 
 
 def process_started() -> float:
