@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import math
 import time
-from dataclasses import replace
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from snet_cli.data.checkpoint_file import LoadedCheckpoint, load_checkpoint_with_notes
 from snet_cli.data.options import CommonOptions
+from snet_cli.data.posterior import Posterior
 from snet_cli.data.storage import check_no_input_is_overwritten, check_output, write_atomic
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.trajectory_file import load_with_notes, save_trajectories
@@ -47,8 +50,84 @@ from snet_cli.workflows.reporter import Reporter, Silent
 from snet_cli.workflows.resources import choose_device, set_threads
 from snet_cli.workflows.trained_model import TrainedModel, from_checkpoint
 
+FloatArray = NDArray[np.float64]
+
 EVALUATION_WIDTH = 64
 """Typical width of a network, by which the work of one evaluation on all trajectories is judged."""
+
+
+@dataclass(frozen=True)
+class EvaluateTask:
+    """What was asked for, and what stands ready before any data is read.
+
+    Attributes
+    ----------
+    model, test : str
+        Paths.
+    output : str or None
+    options : EvaluateOptions
+    common : CommonOptions
+    force, dry_run : bool
+    report : Reporter
+    team : Team
+    started : float
+        Reading of `time.perf_counter`.
+    device : torch.device
+    loaded : LoadedCheckpoint
+    trained : TrainedModel
+    members : list of TrainedModel
+        Of an ensemble; else none.
+    """
+
+    model: str
+    test: str
+    output: str | None
+    options: EvaluateOptions
+    common: CommonOptions
+    force: bool
+    dry_run: bool
+    report: Reporter
+    team: Team
+    started: float
+    device: torch.device
+    loaded: LoadedCheckpoint
+    trained: TrainedModel
+    members: list[TrainedModel]
+
+    @property
+    def posterior(self) -> Posterior | None:
+        """What bands are drawn from, where they are asked for."""
+        return required_posterior(self.loaded.checkpoint, self.trained, self.model) if self.options.bands else None
+
+    def use_threads(self, trajectories: int) -> None:
+        """As many as so many forecasts deserve."""
+        set_threads(self.common.threads, trajectories * EVALUATION_WIDTH, self.team.place.local_size)
+
+    def tell(self, notes: Iterable[str]) -> None:
+        """Pass on the notes of a file."""
+        for note in notes:
+            self.report.note(note)
+
+    def check_outputs(self) -> None:
+        """Refuse, before any work, what could not be written."""
+        if self.output is not None:
+            check_no_input_is_overwritten(self.output, self.model, self.test)
+            check_output(self.output, self.force)
+        if self.options.plot is not None and not self.dry_run:
+            check_folder(self.options.plot, self.force)
+
+    def record(self, test_sha256: str) -> dict[str, Any]:
+        """Provenance of the forecasts."""
+        return provenance(
+            "evaluate",
+            {**self.options.model_dump(mode="json"), **self.common.model_dump(mode="json")},
+            parents={"model": self.loaded.sha256, "test": test_sha256},
+        )
+
+    @property
+    def losses(self) -> FloatArray | None:
+        """History of the training, for its picture."""
+        return self.loaded.checkpoint.extra.get("history", {}).get("loss")
 
 
 def evaluate(
@@ -96,95 +175,91 @@ def evaluate(
     source = None if options.model is None else read_source(options.model)
     trained = from_checkpoint(loaded.checkpoint, model, source)
     parse_requirements(options.require, trained.layout.outputs)  # a bound that names nothing fails before any work
-    if needs_slices(test, len(trained.layout.states), options, common, team):
-        for note in loaded.notes:
-            report.note(note)
-        return _in_slices(test, model, output, options, common, force, dry_run, report, team, loaded, trained, started)
-    data_file = load_with_notes(test, max_bytes=common.max_bytes, allow_missing_channels=True)
-    for note in (*loaded.notes, *data_file.notes):
-        report.note(note)
+    members = [from_checkpoint(one, model, source) for one in members_of(loaded.checkpoint, model)]
+    asked = (options, common, force, dry_run, report, team, started, device)
+    task = EvaluateTask(model, test, output, *asked, loaded, trained, members)
+    task.tell(loaded.notes)
+    sliced = needs_slices(test, len(trained.layout.states), options, common, team)
+    return _in_slices(task) if sliced else _in_one_piece(task)
+
+
+def _in_one_piece(task: EvaluateTask) -> dict[str, Any]:
+    """All forecasts at once."""
+    options, report, team, trained = task.options, task.report, task.team, task.trained
+    data_file = load_with_notes(task.test, max_bytes=task.common.max_bytes, allow_missing_channels=True)
+    task.tell(data_file.notes)
     data = data_file.trajectories if options.split is None else data_file.trajectories.of_split(options.split)
     trained.check_fits(data)
-    team.require_same({"model file": loaded.sha256, "test file": data_file.sha256})
+    team.require_same({"model file": task.loaded.sha256, "test file": data_file.sha256})
     if options.relaxed:
-        _require_rule(trained, model)
-    posterior = required_posterior(loaded.checkpoint, trained, model) if options.bands else None
-    set_threads(common.threads, len(data) * EVALUATION_WIDTH, team.place.local_size)
+        _require_rule(trained, task.model)
+    posterior = task.posterior
+    task.use_threads(len(data))
     windows = plan_windows(data, horizon=options.horizon, from_every=options.from_every)
-    _check_outputs(output, options, force, dry_run, model, test)
-    if dry_run:
+    task.check_outputs()
+    if task.dry_run:
         return _plan(trained, data, windows)
     size = memory.of_forecasts(int(np.sum(windows.row_size)), len(trained.layout.states))
-    memory.require_memory("the forecast", size, common)
-    relaxed = _relaxed(trained, model, data, options, common, device, report, team)
-
-    def forecast_of(model: TrainedModel) -> Forecast:
-        return rollout(
-            model.forecast_model(device),
-            data,
-            windows,
-            init_window=options.init_window,
-            integrator=options.integrator,
-            rtol=options.rtol,
-            atol=options.atol,
-            should_stop=report.should_stop,
-            team=team,
-        )
-
-    forecast = forecast_of(trained)
-    members = [from_checkpoint(one, model, source) for one in members_of(loaded.checkpoint, model)]
-    together = ensemble_scores([forecast_of(member) for member in members]).to_json() if members else None
+    memory.require_memory("the forecast", size, task.common)
+    relaxed = _relaxed(task, data)
+    forecast = _forecast(task, trained, data, windows)
+    together = None
+    if task.members:
+        together = ensemble_scores([_forecast(task, one, data, windows) for one in task.members]).to_json()
     bands = None
     if posterior is not None:
-        bands = band_maker(trained, posterior, options, common, device, report, team.place).of(data, windows)
-        for note in band_notes(forecast.initial_state, bands.failed, len(forecast), bands.members):
-            report.note(note)
-    record = _record(options, common, loaded.sha256, data_file.sha256)
-    if output is not None and team.is_lead:
-        _write(output, forecast, bands, record, (loaded.checkpoint.history, data.history), force)
-    history = loaded.checkpoint.extra.get("history", {}).get("loss")
-    draws = options.plot is not None and team.is_lead
-    pictures = write_pictures(str(options.plot), forecast, history, force, bands) if draws else []
+        maker = band_maker(trained, posterior, options, task.common, task.device, report, team.place)
+        bands = maker.of(data, windows)
+        task.tell(band_notes(forecast.initial_state, bands.failed, len(forecast), bands.members))
+    pictures: list[Path] = []
+    if team.is_lead:
+        if task.output is not None:
+            earlier = (task.loaded.checkpoint.history, data.history)
+            _write(task.output, forecast, bands, task.record(data_file.sha256), earlier, task.force)
+        if options.plot is not None:
+            pictures = write_pictures(options.plot, forecast, task.losses, task.force, bands)
     summary = build_report(
         forecast,
         integrator=options.integrator,
         trajectories=len(data),
         relaxed=relaxed,
         bands=None if bands is None else judge_bands(forecast, bands),
-        seconds=time.perf_counter() - started,
-        output=output,
+        seconds=time.perf_counter() - task.started,
+        output=task.output,
         pictures=tuple(str(path) for path in pictures),
     )
     return {"command": "evaluate", **summary.to_json(), "ensemble": together}
 
 
-def _in_slices(
-    test: str,
-    model: str,
-    output: str | None,
-    options: EvaluateOptions,
-    common: CommonOptions,
-    force: bool,
-    dry_run: bool,
-    report: Reporter,
-    team: Team,
-    loaded: LoadedCheckpoint,
-    trained: TrainedModel,
-    started: float,
-) -> dict[str, Any]:
+def _forecast(task: EvaluateTask, model: TrainedModel, data: Trajectories, windows: Windows) -> Forecast:
+    """The forecasts of one model."""
+    options = task.options
+    return rollout(
+        model.forecast_model(task.device),
+        data,
+        windows,
+        init_window=options.init_window,
+        integrator=options.integrator,
+        rtol=options.rtol,
+        atol=options.atol,
+        should_stop=task.report.should_stop,
+        team=task.team,
+    )
+
+
+def _in_slices(task: EvaluateTask) -> dict[str, Any]:
     """The same where the forecasts do not fit into the memory all at once."""
-    device = choose_device(common.device, team.place)
+    options, common, report, team, trained = task.options, task.common, task.report, task.team, task.trained
     check_options(options)
-    posterior = required_posterior(loaded.checkpoint, trained, model) if options.bands else None
-    _check_outputs(output, options, force, dry_run, model, test)
-    with open_slices(test, max_bytes=common.max_bytes) as whole:
-        for note in notes_on_file(whole):
-            report.note(note)
+    posterior = task.posterior
+    task.check_outputs()
+    with open_slices(task.test, max_bytes=common.max_bytes) as whole:
+        task.tell(notes_on_file(whole))
         trained.check_fits(whole.shell)
-        team.require_same({"model file": loaded.sha256, "test file": whole.sha256})
+        team.require_same({"model file": task.loaded.sha256, "test file": whole.sha256})
         slices = chosen(whole, options.split)
-        set_threads(common.threads, len(slices) * EVALUATION_WIDTH, team.place.local_size)
-        if dry_run:
+        task.use_threads(len(slices))
+        if task.dry_run:
             return {
                 "command": "evaluate",
                 "dry_run": True,
@@ -192,40 +267,17 @@ def _in_slices(
                 "trajectories": len(slices),
                 "in_slices": True,
             }
-        source = None if options.model is None else read_source(options.model)
-        members = [from_checkpoint(one, model, source) for one in members_of(loaded.checkpoint, model)]
-        run = SlicedEvaluation(trained, members, posterior, slices, options, common, device, report, team)
-        record = _record(options, common, loaded.sha256, whole.sha256)
-        found = evaluate_in_slices(run, output, record, (loaded.checkpoint.history, whole.shell.history), force)
+        run = SlicedEvaluation(trained, task.members, posterior, slices, options, common, task.device, report, team)
+        earlier = (task.loaded.checkpoint.history, whole.shell.history)
+        found = evaluate_in_slices(run, task.output, task.record(whole.sha256), earlier, task.force)
     pictures: list[Path] = []
     if found.pictured is not None and found.pictured.forecasts:
         forecast, bands = found.pictured.together()
-        history = loaded.checkpoint.extra.get("history", {}).get("loss")
-        pictures = write_pictures(str(options.plot), forecast, history, force, bands, found.pictured.total)
+        pictures = write_pictures(str(options.plot), forecast, task.losses, task.force, bands, found.pictured.total)
     summary = replace(
-        found.report, seconds=time.perf_counter() - started, pictures=tuple(str(path) for path in pictures)
+        found.report, seconds=time.perf_counter() - task.started, pictures=tuple(str(path) for path in pictures)
     )
     return {"command": "evaluate", **summary.to_json(), "ensemble": found.ensemble}
-
-
-def _check_outputs(
-    output: str | None, options: EvaluateOptions, force: bool, dry_run: bool, model: str, test: str
-) -> None:
-    """Refuse, before any work, what could not be written."""
-    if output is not None:
-        check_no_input_is_overwritten(output, model, test)
-        check_output(output, force)
-    if options.plot is not None and not dry_run:
-        check_folder(options.plot, force)
-
-
-def _record(options: EvaluateOptions, common: CommonOptions, model: str, test: str) -> dict[str, Any]:
-    """Provenance of the forecasts; `model` and `test` are the sha256 of the files."""
-    return provenance(
-        "evaluate",
-        {**options.model_dump(mode="json"), **common.model_dump(mode="json")},
-        parents={"model": model, "test": test},
-    )
 
 
 def _require_rule(trained: TrainedModel, path: str) -> RelaxedRule:
@@ -238,22 +290,14 @@ def _require_rule(trained: TrainedModel, path: str) -> RelaxedRule:
     return trained.rule
 
 
-def _relaxed(
-    trained: TrainedModel,
-    path: str,
-    data: Trajectories,
-    options: EvaluateOptions,
-    common: CommonOptions,
-    device: torch.device,
-    report: Reporter,
-    team: Team,
-) -> Relaxed | None:
+def _relaxed(task: EvaluateTask, data: Trajectories) -> Relaxed | None:
     """Eq. 4 on the whole recordings, no ODE solved; None unless it is asked for and can be had."""
-    part = scorable(trained, data, report.note) if options.relaxed else None
+    trained = task.trained
+    part = scorable(trained, data, task.report.note) if task.options.relaxed else None
     if part is None:
         return None
-    held_out = hold_out(trained, _require_rule(trained, path), part, common, device)
-    score = held_out.scorer(team).score(trained.model.to(device))
+    held_out = hold_out(trained, _require_rule(trained, task.model), part, task.common, task.device)
+    score = held_out.scorer(task.team).score(trained.model.to(task.device))
     return Relaxed(*(value if math.isfinite(value) else None for value in score))
 
 
