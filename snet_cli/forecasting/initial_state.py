@@ -178,8 +178,7 @@ def _lag_times(model: ForecastModel, rows: IntArray) -> Tensor:
     u = x.new_zeros(2, len(model.input_names) + len(model.constant_names))
     with torch.no_grad():
         at_rest, pulled = model.derivative(x.new_zeros(2), x, u)[:, at]
-    tau: Tensor = 1.0 / (at_rest - pulled)
-    return tau
+    return (1.0 / (at_rest - pulled)).clamp(min=torch.finfo(torch.float64).tiny)
 
 
 def _integrated_response(
