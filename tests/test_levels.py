@@ -18,7 +18,7 @@ class Told:
     """Forecast errors that are given, one for each level."""
 
     def __init__(self, *errors):
-        self.errors, self.horizon, self.asked = errors, 0.0, 0
+        self.errors, self.horizon, self.unit, self.asked = errors, 0.0, "s", 0
 
     def __call__(self):
         self.horizon = 1.5
@@ -48,7 +48,7 @@ def test_training_goes_back_to_the_level_that_forecast_best():
     assert best.gamma == pytest.approx(0.1)
     assert min(gammas) == pytest.approx(0.01)  # the level that was too far
     assert "gamma stays at 0.1: at 0.01 forecasts" in best.remark
-    assert "over 1.5 are worse, 0.6 instead of 0.4" in best.remark
+    assert "over 1.5 s are worse, 0.6 instead of 0.4" in best.remark
     stopped_there, _ = trained([0.5, 0.4, 0.6], steps=sum(g > 0.05 for g in gammas))
     assert torch.equal(best.nodes, stopped_there.nodes)
     assert torch.equal(best.arrow.theta(), stopped_there.arrow.theta())

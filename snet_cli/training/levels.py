@@ -29,9 +29,12 @@ class TrainingForecast(Protocol):
     ----------
     horizon : float
         Of each forecast; 0 before the first one, which finds it.
+    unit : str
+        Of time; may be empty.
     """
 
     horizon: float
+    unit: str
 
     def __call__(self) -> float:
         """Root mean square over the data's standard deviation; the same on every process of a team."""
@@ -78,8 +81,8 @@ class Levels:
         if above_noise and self.best is not None and not error <= WORSE * self.best.error:
             self.remark = (
                 f"gamma stays at {self.best.gamma:g}: at {gamma:g} forecasts of the training data over "
-                f"{self.forecast.horizon:.3g} are worse, {error:.3g} instead of {self.best.error:.3g} of its standard "
-                "deviation. Something acts on it that the model does not know."
+                f"{f'{self.forecast.horizon:.3g} {self.forecast.unit}'.rstrip()} are worse, {error:.3g} instead of "
+                f"{self.best.error:.3g} of its standard deviation. Something acts on it that the model does not know."
             )
             return True
         if self.best is None or error < self.best.error:

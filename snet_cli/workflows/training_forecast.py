@@ -38,12 +38,13 @@ class WindowForecast:
     horizon : float
         Of each forecast, one after the other over every recording: as long as the first model that was judged could
         forecast at all.
+    unit : str
     """
 
     def __init__(self, parts: Ingredients) -> None:
         own = parts.with_own_data()
         data = own.data.train
-        self.parts, self.horizon = own, 0.0
+        self.parts, self.horizon, self.unit = own, 0.0, data.time_unit
         count = min(len(data), MOST_TRAJECTORIES)
         self.data = data.select(np.unique(np.linspace(0, len(data) - 1, count).astype(np.int64)))
 
