@@ -309,10 +309,14 @@ def test_blocks_of_the_theta_jacobian_add_up_to_the_dense_product():
         ThetaBlock(slice(1, 2), slice(0, 2), normal(N * P, 1, 2)),  # rows 2 and 4 reach no weight
     )
     G = ThetaJacobian(blocks, (N * P, n, size))
-    root = normal(N, P * n, P * n)
+    unit = torch.nn.functional.normalize(normal(N, P), dim=1)
+    basis = linearisation._complement(unit)
+    projector = torch.eye(P, dtype=torch.float64) - unit[:, :, None] * unit[:, None, :]
+    torch.testing.assert_close(basis.mT @ basis, projector, rtol=0, atol=1e-14)
+    root = (normal(N, P * n, P, n).transpose(2, 3) @ projector[:, None]).transpose(2, 3).reshape(N, P * n, P * n)
     C = root.mT @ root
     total = torch.eye(size, dtype=torch.float64)
-    linearisation._add_between_blocks(total, C, G)
+    linearisation._add_between_blocks(total, C, G, basis)
     dense = G.dense().view(N, P * n, size)
     expected = torch.eye(size, dtype=torch.float64) + (dense.mT @ C @ dense).sum(0)
     torch.testing.assert_close(total, expected, rtol=1e-11, atol=1e-11)

@@ -7,8 +7,8 @@ factor of A's inner rows, Q = L_I⁻¹ M_I (M's inner rows) and E what is left o
 
 The matrix in brackets is positive semidefinite. What it has in the rows of one block of ∂f/∂θ (`theta_blocks`) is
 K_eᵀ K_e by a Cholesky factor, so that the large products are one K_e G̃_e per element and half of one product of all
-those rows with themselves. Where an element has more unknowns than there are weights, B_e = -M_e G̃_e is condensed
-itself, which is cheaper than K_e.
+those rows with themselves; it maps t to zero, so that P - 1 rows for each of f's hold all of it. Where an element has
+more unknowns than there are weights, B_e = -M_e G̃_e is condensed itself, which is cheaper than K_e.
 
 Where there are fewer residuals than weights, they are solved for (`row_system`). Where N_θ² numbers are too many, S is
 only applied to vectors, ``S v = G̃ᵀ (1 - t tᵀ - Mᵀ A⁻¹ M) G̃ v + γν v``, by one forward and one backward pass of f and
@@ -261,23 +261,43 @@ def _add_schur_share(total: Tensor, done: _Eliminated, G: ThetaJacobian) -> None
         return
     inner, ends = factor.condense(M)
     projector = batch.project(torch.eye(P * n, dtype=M.dtype, device=M.device).view(1, P, -1).expand(N, -1, -1))
-    _add_between_blocks(total, projector.reshape(N, P * n, P * n) - inner.mT @ inner, G)
+    _add_between_blocks(total, projector.reshape(N, P * n, P * n) - inner.mT @ inner, G, _complement(batch.tail))
     total -= symmetric_gram(factor.boundary_rows(G.left_product(ends)))
 
 
-def _add_between_blocks(total: Tensor, C: Tensor, G: ThetaJacobian) -> None:
-    """Add Σ_e G_eᵀ C_e G_e for positive semidefinite C (N, P n, P n): of each block of G only its own rows."""
+def _add_between_blocks(total: Tensor, C: Tensor, G: ThetaJacobian, basis: Tensor) -> None:
+    """Add Σ_e G_eᵀ C_e G_e for positive semidefinite C (N, P n, P n): of each block of G only its own rows.
+
+    Parameters
+    ----------
+    basis : Tensor, shape (N, P', P)
+        Orthonormal rows that span, over the nodes, all that C does not map to zero.
+    """
     N, n = len(C), G.shape[1]
     by_row = C.view(N, -1, n, C.shape[1] // n, n)
     own = [(rows, columns, values.reshape(N, -1, values.shape[2])) for rows, columns, values in G.blocks]
     for number, (rows, columns, values) in enumerate(own):
-        between = by_row[:, :, rows][..., rows].reshape(N, values.shape[1], -1)
-        total[columns, columns] += symmetric_gram((_root(between) @ values).flatten(0, 1))
+        reduced = torch.einsum("eap,epiqj,ebq->eaibj", basis, by_row[:, :, rows][..., rows], basis)
+        count = reduced.shape[1] * reduced.shape[2]
+        root = _root(reduced.reshape(N, count, count)).view(N, count, *reduced.shape[1:3])
+        K = torch.einsum("ekai,eap->ekpi", root, basis).reshape(N, count, -1)
+        total[columns, columns] += symmetric_gram((K @ values).flatten(0, 1))
         for other_rows, other_columns, other in own[:number]:
             between = by_row[:, :, rows][..., other_rows].reshape(N, values.shape[1], -1)
             product = values.flatten(0, 1).T @ (between @ other).flatten(0, 1)
             total[columns, other_columns] += product
             total[other_columns, columns] += product.T
+
+
+def _complement(unit: Tensor) -> Tensor:
+    """Orthonormal rows (N, P - 1, P) that span what is orthogonal to unit vectors (N, P): those of a reflection."""
+    v = unit.clone()
+    v[:, -1] += torch.where(v[:, -1] < 0, -1.0, 1.0)
+    mirror = (
+        torch.eye(v.shape[1], dtype=v.dtype, device=v.device)
+        - 2.0 * v[:, :, None] * v[:, None, :] / (v.square().sum(1)[:, None, None])
+    )
+    return mirror[:, :-1]
 
 
 def _root(matrices: Tensor) -> Tensor:
