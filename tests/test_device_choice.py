@@ -5,6 +5,7 @@ Two names of the processor, ``cpu:0`` and ``cpu``, stand for an accelerator and 
 
 from __future__ import annotations
 
+import weakref
 from pathlib import Path
 
 import pytest
@@ -41,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 def file(tmp_path, monkeypatch):
     """Spirals in `a.h5` of an empty working folder."""
     monkeypatch.chdir(tmp_path)
-    save_trajectories("a.h5", spirals(4, 30, noise=0.01))
+    save_trajectories("a.h5", spirals(4, 15, noise=0.01, horizon=1.0))
     return tmp_path
 
 
@@ -250,6 +251,25 @@ def test_generators_are_put_back_after_an_error_too(file, monkeypatch):
     before = torch.get_rng_state()
     fit("a.h5", "m.h5", QUICK)
     assert torch.equal(torch.get_rng_state(), before)
+
+
+def test_what_was_tried_is_gone_when_training_is_built(file, monkeypatch):
+    """Its memory, on either device, is that of the fit."""
+    bench, tried, left = Bench(monkeypatch), [], []
+
+    def build_trial(name, parts):
+        training = build_training(name, parts)
+        tried.append(weakref.ref(training.method))
+        return training
+
+    def build(name, parts):
+        left.extend(method() for method in tried)
+        return bench.build(name, parts)
+
+    monkeypatch.setattr(device_choice, "build_training", build_trial)
+    monkeypatch.setattr(fit_module, "build_training", build)
+    fit("a.h5", "m.h5", QUICK)
+    assert left == [None, None]
 
 
 def test_what_has_no_choice_times_nothing(file, monkeypatch):

@@ -12,6 +12,7 @@ one after the other, are timed as one.
 from __future__ import annotations
 
 import copy
+import gc
 import math
 from collections.abc import Sequence
 from contextlib import AbstractContextManager, suppress
@@ -151,6 +152,7 @@ def on_faster(begun: Begun, devices: Sequence[torch.device], report: Reporter, s
             chosen = there if slow is None or fast.seconds <= slow.seconds else begun
             report.note(_sentence((accelerator, fast), (processor, slow)))
         del there
+    gc.collect()  # methods and their optimisers know each other: what was tried would stay beside what is trained
     if chosen is begun and accelerator.type == "cuda":
         with suppress(Exception):  # of a device that may have failed for good
             torch.cuda.empty_cache()

@@ -226,6 +226,8 @@ def _train_and_write(task: FitTask, begun: Begun, run_key: dict[str, Any], saved
         saved.check_limit(limits.iterations)
     writer = _state_writer(task, parts, training, run_key, saved)
     result = _train(task, training, limits, saved, writer, device)
+    for remark in getattr(training.method, "remarks", ()):
+        report.detail(remark)
     if result.status == "diverged" and result.iterations == 0 and writer is not None:
         writer.discard()
     require_a_model(training, result, report)
