@@ -106,6 +106,11 @@ def begun_on(options) -> Begun:
     return Begun(Ingredients(setup, data, options, common, PROCESSOR), MethodChoice(options.method, ""))
 
 
+def choose(heard) -> Begun:
+    """The choice alone."""
+    return device_choice.on_faster(begun_on(QUICK), (FAST, PROCESSOR), heard, 0.0)
+
+
 def same_bytes(first: str, second: str) -> bool:
     return Path(first).read_bytes() == Path(second).read_bytes()
 
@@ -180,15 +185,17 @@ def test_a_note_tells_both_times(file, monkeypatch):
     Bench(monkeypatch, pace=(0.002, 0.0085))
     heard = Heard()
     fit("a.h5", "m.h5", QUICK, report=heard)
-    assert heard.told == ["device cpu: a step takes 2 ms there and 8.5 ms on cpu."]
-    Bench(monkeypatch, pace=(0.02, 1e-4))
-    fit("a.h5", "m.h5", QUICK, report=heard, force=True)
-    assert heard.told[1:] == ["device cpu: a step takes 0.1 ms there and 20 ms on cpu."]
+    Bench(monkeypatch, pace=(2.5, 1e-4))
+    choose(heard)
+    assert heard.told == [
+        "device cpu: a step takes 2 ms there and 8.5 ms on cpu.",
+        "device cpu: a step takes 0.1 ms there and 2.5 s on cpu.",
+    ]
 
 
 def test_a_device_that_is_lost_after_its_first_step_takes_no_other(file, monkeypatch):
     bench, heard = Bench(monkeypatch, pace=(0.002, 3.0)), Heard()
-    fit("a.h5", "m.h5", QUICK, report=heard)
+    choose(heard)
     assert heard.told == ["device cpu: a step takes 2 ms there and 3 s (the first one) on cpu."]
     assert bench.timed.count(PROCESSOR) == 2
     assert bench.timed.count(FAST) == 2 * (1 + device_choice.STEPS)
@@ -231,9 +238,8 @@ def test_an_error_in_a_step_of_the_accelerator_is_told_and_one_of_the_processor_
 
     wait_for(FAST)
     heard = Heard()
-    fit("a.h5", "m.h5", QUICK, report=heard)
+    assert choose(heard).parts.device == PROCESSOR
     assert heard.told == [f"device cpu: a trial step on cpu failed: {text}"]
-    assert bench.taken == [PROCESSOR]
     wait_for(PROCESSOR)
     with pytest.raises(type(error)):
         fit("a.h5", "n.h5", QUICK)
@@ -249,7 +255,7 @@ def test_generators_are_put_back_after_an_error_too(file, monkeypatch):
 
     monkeypatch.setattr(device_choice, "synchronize", draw)
     before = torch.get_rng_state()
-    fit("a.h5", "m.h5", QUICK)
+    choose(Heard())
     assert torch.equal(torch.get_rng_state(), before)
 
 

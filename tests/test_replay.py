@@ -5,6 +5,8 @@ The device is a fake: what it records is the evaluation itself, spoilt as the ca
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import pytest
 import torch
 from torch import nn
@@ -296,6 +298,50 @@ def test_a_device_that_is_not_there_is_an_error_like_any_other(monkeypatch):
     told, _, method = steps(recorder_for(torch.device("cuda")))
     assert told == losses
     assert method.replay.verdict.startswith("evaluations are not replayed from a recording: ")
+
+
+class StandIn:
+    """What a CUDA graph is to `replay`: everything between its begin and its end, done again in the same memory."""
+
+    def __init__(self):
+        self.again = lambda: None
+
+    def replay(self):
+        self.again()
+
+
+def test_a_graph_has_memory_of_its_own_and_hands_out_copies(monkeypatch):
+    """The true recorder on stand-ins of the streams and the graph of CUDA."""
+    here = nullcontext()
+    stream = type("Stream", (), {"wait_stream": lambda self, other: None})
+    for name, fake in {
+        "Stream": stream,
+        "current_stream": stream,
+        "CUDAGraph": StandIn,
+        **dict.fromkeys(("stream", "graph", "device"), lambda what: here),
+    }.items():
+        monkeypatch.setattr(torch.cuda, name, fake)
+    asked_at = []
+
+    def evaluate(theta):
+        asked_at.append(theta)
+        return (theta * theta).sum(), 2 * theta
+
+    first = torch.tensor([1.0, 2.0])
+    graph = recorder_for(torch.device("cuda")).record(evaluate, first)
+    static = asked_at[-1]
+    assert static.data_ptr() != first.data_ptr()
+    value, gradient = graph.found
+
+    def again():
+        for kept, new in zip((value, gradient), evaluate(static), strict=True):
+            kept.copy_(new)
+
+    graph.graph.again = again
+    one, other = graph(torch.tensor([3.0, 0.0])), graph(torch.tensor([0.0, 1.0]))
+    assert (float(one[0]), one[1].tolist()) == (9.0, [6.0, 0.0])
+    assert (float(other[0]), other[1].tolist()) == (1.0, [0.0, 2.0])
+    assert first.tolist() == [1.0, 2.0]
 
 
 @pytest.mark.gpu
