@@ -136,9 +136,7 @@ def on_faster(begun: Begun, devices: Sequence[torch.device], report: Reporter, s
     end = math.inf if most is None else begin + TRIAL_SHARE * (started + most - begin)
     chosen = begun
     try:
-        with _generators_kept(accelerator):
-            there = _set_up_on(accelerator, begun, started)
-            fast = _time_of_step(there)
+        there, fast = _tried_on(accelerator, begun, started)
     except Exception as error:  # out of memory, no kernel, no driver: whatever it is, the processor remains
         report.note(f"device {processor.type}: a trial step on {accelerator.type} failed: {_told(error)}")
     else:
@@ -158,6 +156,13 @@ def on_faster(begun: Begun, devices: Sequence[torch.device], report: Reporter, s
             torch.cuda.empty_cache()
     _set_threads(chosen)
     return chosen
+
+
+def _tried_on(device: torch.device, begun: Begun, started: float) -> tuple[Begun, Timed | None]:
+    """The set-up on a device, and the time of a step there; of one that fails nothing is left."""
+    with _generators_kept(device):
+        there = _set_up_on(device, begun, started)
+        return there, _time_of_step(there)
 
 
 def _set_up_on(device: torch.device, begun: Begun, started: float) -> Begun:
