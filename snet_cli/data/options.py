@@ -80,7 +80,8 @@ class CommonOptions(BaseModel):
 
     seed: Annotated[int, Field(ge=0, lt=2**63)] = Field(default=0, description="Seed of every random stream.")
     device: Literal["auto", "cpu", "cuda"] = Field(
-        default="auto", description="Where to compute; auto: cuda where there is one and it is worth it."
+        default="auto",
+        description="Where to compute; auto: cuda where there is one, and in fit only if a step is faster there.",
     )
     dtype: Literal["float64", "float32"] = Field(
         default="float64", description="Precision of the network; bases, step 0 and integration stay float64."

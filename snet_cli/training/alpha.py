@@ -174,6 +174,10 @@ class Alpha:
         self.last = now
         return now
 
+    def end_warm_up(self) -> None:
+        """Let X move from the next step on, as in most of them."""
+        self.warming = False
+
     def held_out(self) -> Tensor | None:
         """J of the held-out trajectories at the scorer's γ, their X minimising Eq. 4 with θ fixed (Sec. 7)."""
         if self.scorer is None:

@@ -21,6 +21,7 @@ from snet_cli.training.lbfgs import LbfgsStep
 from snet_cli.training.method import Step
 from snet_cli.training.options import ThetaStepOptions
 from snet_cli.training.problem import Problem, Residual
+from snet_cli.training.replay import recorder_for
 from snet_cli.training.robust import median_residual, residual_shares
 from snet_cli.training.theta_step import ThetaStep, build_theta_step
 
@@ -85,6 +86,23 @@ class Delta:
         else:
             objective = self._objective if prior > 0 or robust else self.residual
             self.theta = build_theta_step(options, model, objective, problem, prior, team)
+            self._replay_evaluations()
+
+    def _replay_evaluations(self) -> None:
+        """Let L-BFGS replay what it evaluates, where that is made of operators that we know and one process has all.
+
+        x is fixed and all points are one batch, so that the same operators run on the same memory every time.
+        """
+        recorder = recorder_for(self.problem.t.device)
+        known = self.residual.squares is not None and self.team.size == 1
+        if recorder is not None and known and isinstance(self.theta, LbfgsStep):
+            self.theta.replay_with(recorder)
+
+    @property
+    def remarks(self) -> tuple[str, ...]:
+        """What became of it, for those who ask."""
+        replay = self.theta.replay if isinstance(self.theta, LbfgsStep) else None
+        return () if replay is None or replay.verdict is None else (f"theta-step: {replay.verdict}",)
 
     def _penalty(self) -> Tensor:
         return penalty(nn.utils.parameters_to_vector(self.parameters)[None], self.prior)[0]

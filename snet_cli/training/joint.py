@@ -165,6 +165,10 @@ class Joint:
             return None
         return torch.tensor(self.scorer.score(self.model).total, dtype=torch.float64)
 
+    def end_warm_up(self) -> None:
+        """Let X move from the next step on; for a method that is not to be saved."""
+        self.warm_up = None
+
     def step(self) -> Step:
         """One iteration: steps of the warm-up, or one Levenberg-Marquardt step; after the end nothing moves."""
         self.iteration += 1

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from snet_cli.distributed import ALONE, Team
 from snet_cli.training.curvature_pairs import PAIRS, CurvaturePairs, padded_width
+from snet_cli.training.replay import Recorder, Replay
 
 __all__ = ["PAIRS", "LbfgsBatch", "LbfgsStep"]
 
@@ -207,6 +208,7 @@ class LbfgsStep:
         self.objective = loss
         self.batch = LbfgsBatch(self._theta())
         self.value = float("nan")
+        self.replay: Replay | None = None
 
     @property
     def evaluations(self) -> int:
@@ -220,17 +222,25 @@ class LbfgsStep:
         with torch.no_grad():
             nn.utils.vector_to_parameters(theta[0].clone(), self.parameters)  # which become views of it
 
+    def replay_with(self, recorder: Recorder) -> None:
+        """Let evaluations be replayed where that is the same, and faster."""
+        self.replay = Replay(self._of_process, recorder)
+
     def _evaluate(self, theta: Tensor, models: Sequence[int]) -> tuple[Tensor, Tensor]:
-        """Loss and gradient at θ; leaves the model at θ."""
-        self._put(theta)
+        """Loss and gradient at θ, of all processes; leaves the model anywhere."""
+        value, gradient = self.team.sum(*(self.replay or self._of_process)(theta[0]))
+        return value.double().reshape(1, 1), gradient[None]
+
+    def _of_process(self, theta: Tensor) -> tuple[Tensor, Tensor]:
+        """Loss and gradient at θ (N,), the part of this process; leaves the model there."""
+        self._put(theta[None])
         loss = self.objective()
         gradients = torch.autograd.grad(loss, self.parameters, allow_unused=True)
         flat = [
             (torch.zeros_like(p) if g is None else g).reshape(-1)
             for p, g in zip(self.parameters, gradients, strict=True)
         ]
-        value, gradient = self.team.sum(loss.detach(), torch.cat(flat))
-        return value.double().reshape(1, 1), gradient[None]
+        return loss.detach(), torch.cat(flat)
 
     def step(self) -> float:
         """Move θ once and return the loss there; where no step helps, θ and the loss stay."""
@@ -243,6 +253,8 @@ class LbfgsStep:
     def reopen(self) -> None:
         """The loss has changed, as in α-SNet when x moves."""
         self.batch.reopen()
+        if self.replay is not None:
+            self.replay.forget()
 
     def state(self) -> dict[str, Tensor]:
         """Pairs, last loss and gradient, and the count of evaluations."""
@@ -251,6 +263,8 @@ class LbfgsStep:
     def restore(self, state: Mapping[str, Tensor]) -> None:
         """Continue from what `state` returned, bit for bit."""
         self.batch.restore(0, state)
+        if self.replay is not None:
+            self.replay.forget()
 
 
 def _padded(vectors: Tensor) -> Tensor:

@@ -29,6 +29,10 @@ TIME_CONSTANTS = (1 / 16, 1 / 32, 1 / 64, 1 / 128, 1 / 256)
 """Of the lags, relative to the longest trajectory: slower is hardly excited, faster is the input itself."""
 
 
+DERIVATIVES = "derivatives of the outputs"
+"""Name of the first start, which always exists."""
+
+
 class Start(NamedTuple):
     """Node values (N, P, n) that a training may begin with, and what they are in words."""
 
@@ -114,7 +118,7 @@ def hidden_starts(mesh: Mesh, derivatives: FloatArray, layout: StateLayout, inpu
     inputs : ndarray, shape (N, P, m)
         u at the nodes; without inputs there is one start.
     """
-    starts = [Start("derivatives of the outputs", derivatives)]
+    starts = [Start(DERIVATIVES, derivatives)]
     columns = free_states(layout)
     if inputs.shape[2] == 0 or not columns:
         return starts

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 import time
+from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from typing import Any
 
@@ -16,13 +17,15 @@ from snet_cli.data.locks import output_lock
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.storage import check_no_input_is_overwritten, check_output, display
 from snet_cli.distributed import ALONE, Lane, Team, in_lanes
-from snet_cli.errors import NumericalError, UsageError
+from snet_cli.errors import UsageError
 from snet_cli.training.loop import FitResult, Limits, Progress, RunState, keep_nothing, run
 from snet_cli.training.options import EnsembleOptions, FitOptions
+from snet_cli.workflows import device_choice
 from snet_cli.workflows.confidence import posterior_at_end
+from snet_cli.workflows.device_choice import devices_to_time, on_faster
 from snet_cli.workflows.ensemble import check_ensemble, train_ensemble
 from snet_cli.workflows.fit_data import FitData, load_fit_data
-from snet_cli.workflows.fit_end import final_scores
+from snet_cli.workflows.fit_end import final_scores, require_a_model
 from snet_cli.workflows.fit_plan import notes_of, plan_of_fit, tell_setup
 from snet_cli.workflows.fit_slices import build_in_slices, require_same_reading
 from snet_cli.workflows.fit_task import Begun, FitTask, require_agreement
@@ -30,7 +33,7 @@ from snet_cli.workflows.methods import build_training, iterations_of, resolve_me
 from snet_cli.workflows.metrics_file import MetricsFile
 from snet_cli.workflows.provenance import history_line, provenance
 from snet_cli.workflows.reporter import Reporter, Silent
-from snet_cli.workflows.resources import choose_device, peak_memory_mb
+from snet_cli.workflows.resources import peak_memory_mb
 from snet_cli.workflows.resume import (
     SavedRun,
     StateWriter,
@@ -133,7 +136,7 @@ def fit(
     if ensemble is not None and several:
         check_ensemble(task.options, ensemble, resume=resume, metrics=metrics is not None)
     if dry_run:
-        return plan_of_fit(task.train, task.options, task.common, task.report, task.started)
+        return plan_of_fit(task.train, task.options, task.common, task.report, task.started, team, several=several)
     _check_files(task)
     if ensemble is not None and several:
         with output_lock(output, display(output)) if team.is_lead and output != "-" else nullcontext():
@@ -175,19 +178,22 @@ def _start_afresh(task: FitTask) -> None:
 def _fit(task: FitTask, saved: SavedRun | None) -> dict[str, Any]:
     """Set up, train, judge and write; from a saved state on, if there is one."""
     options, common, report, team = task.options, task.common, task.report, task.team
-    device = choose_device(common.device, team.place)
+    devices = device_choice.candidates(common.device, team.place)
     data: FitData | SlicedData = (
         load_slices(task.train, options, common, report)
         if needs_slices(task.train, options, common, team)
         else load_fit_data(task.train, options, common, report)
     )
     with closing(data):
-        return _fit_to(task, data, saved, device)
+        sliced = isinstance(data, SlicedData)
+        return _fit_to(task, data, saved, devices_to_time(devices, options, report, team, saved, sliced=sliced))
 
 
-def _fit_to(task: FitTask, data: FitData | SlicedData, saved: SavedRun | None, device: torch.device) -> dict[str, Any]:
-    """The same with the data at hand."""
-    options, common, report, team = task.options, task.common, task.report, task.team
+def _fit_to(
+    task: FitTask, data: FitData | SlicedData, saved: SavedRun | None, devices: Sequence[torch.device]
+) -> dict[str, Any]:
+    """The same with the data at hand; of several devices the faster one is taken, and what begins is on the last."""
+    options, common, report, team, device = task.options, task.common, task.report, task.team, devices[-1]
     run_key = fingerprint(options, common, device, choose_model(options, data.shell), data.parents)
     require_agreement(team, run_key, data, saved)
     if saved is not None:
@@ -196,6 +202,9 @@ def _fit_to(task: FitTask, data: FitData | SlicedData, saved: SavedRun | None, d
         if (earlier := _finished(task, saved)) is not None:
             return earlier
     begun = _set_up(task, data, device, saved)
+    if len(devices) > 1:
+        begun = on_faster(begun, devices, report, task.started)
+        run_key = {**run_key, "device": begun.parts.device.type}
     if saved is not None:
         saved.check_threads(torch.get_num_threads(), begun.recorded)
         if saved.processes != begun.recorded:
@@ -217,9 +226,11 @@ def _train_and_write(task: FitTask, begun: Begun, run_key: dict[str, Any], saved
         saved.check_limit(limits.iterations)
     writer = _state_writer(task, parts, training, run_key, saved)
     result = _train(task, training, limits, saved, writer, device)
+    for remark in getattr(training.method, "remarks", ()):
+        report.detail(remark)
     if result.status == "diverged" and result.iterations == 0 and writer is not None:
         writer.discard()
-    _require_a_model(training, result, report)
+    require_a_model(training, result, report)
     sliced = begun.in_slices
     setup = with_estimates(parts.setup, training) if sliced is None else estimates_in_slices(sliced.setup, training)
     scores, reason = final_scores(task, begun, training, result, setup)
@@ -261,7 +272,8 @@ def _train_and_write(task: FitTask, begun: Begun, run_key: dict[str, Any], saved
 def _fit_ensemble(task: FitTask, ensemble: EnsembleOptions) -> dict[str, Any]:
     """Train all members and write them."""
     common, team = task.common, task.team
-    device = choose_device(common.device, team.place)
+    devices = device_choice.candidates(common.device, team.place)
+    (device,) = devices_to_time(devices, task.options, task.report, team, several=True)
     data = load_fit_data(task.train, task.options, common, task.report)
     team.require_same({f"{role} file": digest for role, digest in data.parents.items()})
     checkpoint, answer = train_ensemble(data, task.options, common, ensemble, device, task.report, task.started, team)
@@ -385,19 +397,3 @@ def _train(
             save=writer or keep_nothing,
             team=task.team,
         )
-
-
-def _require_a_model(training: Training, result: FitResult, report: Reporter) -> None:
-    """A run that failed before its first step has no model to write; one that failed later says so."""
-    failure = getattr(training.method, "failure", None)
-    if result.status == "max-time" and result.iterations == 0:
-        report.note("the time was up before the first iteration: the model is untrained. Give it a longer --max-time.")
-    if result.status != "diverged":
-        return
-    reason = f"the solver failed: {failure}" if failure else "the loss is not finite"
-    if result.iterations == 0:
-        raise NumericalError(
-            f"{reason} at the very first iteration.",
-            "Look at the data with `snet info`, or try another --seed, --order, --elements or --method.",
-        )
-    report.note(f"{reason} after {result.iterations} iterations; the last good model is kept.")

@@ -1,12 +1,14 @@
-"""How a fit ends: forecasts of the training and validation data, and whether they are what the loss promised."""
+"""How a fit ends: whether there is a model, its forecasts, and whether they are what the loss promised."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 
+from snet_cli.errors import NumericalError
 from snet_cli.training.loop import FitResult
 from snet_cli.workflows.fit_task import Begun, FitTask
 from snet_cli.workflows.honest_end import RolloutScore, disagreement, rollout_score
+from snet_cli.workflows.reporter import Reporter
 from snet_cli.workflows.slices_end import disagreement_in_slices, rollout_in_slices
 from snet_cli.workflows.train_one import mesh_of
 from snet_cli.workflows.training_plan import Training
@@ -56,3 +58,19 @@ def rollout_seconds(task: FitTask, result: FitResult) -> float:
     if task.options.max_time is not None:
         return max(task.options.max_time - task.seconds, 0.1)
     return max(result.seconds, SHORTEST_ROLLOUT_LIMIT)
+
+
+def require_a_model(training: Training, result: FitResult, report: Reporter) -> None:
+    """A run that failed before its first step has no model to write; one that failed later says so."""
+    failure = getattr(training.method, "failure", None)
+    if result.status == "max-time" and result.iterations == 0:
+        report.note("the time was up before the first iteration: the model is untrained. Give it a longer --max-time.")
+    if result.status != "diverged":
+        return
+    reason = f"the solver failed: {failure}" if failure else "the loss is not finite"
+    if result.iterations == 0:
+        raise NumericalError(
+            f"{reason} at the very first iteration.",
+            "Look at the data with `snet info`, or try another --seed, --order, --elements or --method.",
+        )
+    report.note(f"{reason} after {result.iterations} iterations; the last good model is kept.")

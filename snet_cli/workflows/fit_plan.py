@@ -6,14 +6,15 @@ import math
 from typing import Any
 
 from snet_cli.data.options import CommonOptions
-from snet_cli.distributed import ALONE
+from snet_cli.distributed import ALONE, Team
 from snet_cli.training.method_choice import MethodChoice
 from snet_cli.training.options import FitOptions
+from snet_cli.workflows import device_choice
+from snet_cli.workflows.device_choice import devices_to_time, plan_of_choice
 from snet_cli.workflows.fit_data import load_fit_data
 from snet_cli.workflows.methods import METHODS, check_unknowns, iterations_of, resolve_method
 from snet_cli.workflows.plan_slices import plan_in_slices
 from snet_cli.workflows.reporter import Reporter
-from snet_cli.workflows.resources import choose_device
 from snet_cli.workflows.sliced_data import needs_slices
 from snet_cli.workflows.train_one import search_end, set_up
 from snet_cli.workflows.training_plan import IN_SLICES, Ingredients
@@ -21,19 +22,28 @@ from snet_cli.workflows.training_setup import Setup
 
 
 def plan_of_fit(
-    train: str, options: FitOptions, common: CommonOptions, report: Reporter, started: float
+    train: str,
+    options: FitOptions,
+    common: CommonOptions,
+    report: Reporter,
+    started: float,
+    team: Team = ALONE,
+    *,
+    several: bool = False,
 ) -> dict[str, Any]:
-    """What `--dry-run` prints."""
+    """What `--dry-run` prints; every process of the team plans all of it, and so do several models for each."""
     if needs_slices(train, options, common, ALONE):
         found, parts, choice, notes = plan_in_slices(train, options, common, report, search_end(options, started))
         tell_setup(parts.setup, notes, report)
         return {**_plan(parts, choice, notes), **found}
-    device = choose_device(common.device)
+    devices = device_choice.candidates(common.device)
+    devices = devices_to_time(devices, options, report, team, several=several)
+    device = devices[-1]
     data = load_fit_data(train, options, common, report)
     setup = set_up(options, common, data.train, device, started)
     parts = Ingredients(setup, data, options, common, device)
     choice = resolve_method(parts)
-    notes = notes_of(parts, choice)
+    notes = notes_of(parts, choice) + plan_of_choice(devices)
     tell_setup(setup, notes, report)
     return _plan(parts, choice, notes)
 

@@ -56,6 +56,9 @@ def process_started() -> float:
 def choose_device(name: Literal["auto", "cpu", "cuda"], place: Place | None = None) -> torch.device:
     """The device; `auto` takes CUDA where there is one, each process of a machine its own.
 
+    Only `fit` has more to say of `auto` (`device_choice`): the rows of `compare` stay on one device, so that they
+    compare methods, and forecasts are too short to be tried first.
+
     Raises
     ------
     UsageError
