@@ -47,8 +47,8 @@ def test_training_goes_back_to_the_level_that_forecast_best():
     assert best.outcome == "converged"
     assert best.gamma == pytest.approx(0.1)
     assert min(gammas) == pytest.approx(0.01)  # the level that was too far
-    assert "gamma stays at 0.1: at 0.01 forecasts" in best.remark
-    assert "over 1.5 s are worse, 0.6 instead of 0.4" in best.remark
+    assert "gamma stays at 0.1: at 0.01 forecasts" in best.finding
+    assert "over 1.5 s are worse, 0.6 instead of 0.4" in best.finding
     stopped_there, _ = trained([0.5, 0.4, 0.6], steps=sum(g > 0.05 for g in gammas))
     assert torch.equal(best.nodes, stopped_there.nodes)
     assert torch.equal(best.arrow.theta(), stopped_there.arrow.theta())
@@ -66,7 +66,7 @@ def test_errors_that_are_no_worse_do_not_stop_it(errors):
     found, levels = judged(errors)
     assert found == [False, False, False]
     assert levels.best.error == min(errors)
-    assert levels.remark is None
+    assert levels.finding is None
 
 
 @pytest.mark.parametrize("bad", [0.9, np.inf, np.nan])
@@ -92,7 +92,7 @@ def test_a_restored_method_goes_back_to_the_same_level():
         resumed.step()
     assert torch.equal(resumed.nodes, straight.nodes)
     assert torch.equal(resumed.arrow.theta(), straight.arrow.theta())
-    assert resumed.remark == straight.remark
+    assert resumed.finding == straight.finding
 
 
 def test_a_recording_with_hidden_kicks_is_not_threaded_through(snet):

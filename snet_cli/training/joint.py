@@ -148,9 +148,9 @@ class Joint:
         return self.continuation.gamma
 
     @property
-    def remark(self) -> str | None:
+    def finding(self) -> str | None:
         """What the user should know of how it ended."""
-        return self.levels.remark
+        return self.levels.finding
 
     @property
     def growth(self) -> float:

@@ -63,14 +63,14 @@ class Levels:
     Attributes
     ----------
     best : Level or None
-    remark : str or None
+    finding : str or None
         Why γ stopped, once it has.
     """
 
     def __init__(self, forecast: TrainingForecast | None, noise: float) -> None:
         self.forecast, self.noise = forecast, noise
         self.best: Level | None = None
-        self.remark: str | None = None
+        self.finding: str | None = None
 
     def fell_too_far(self, gamma: float, misfit: float, nodes: Tensor, theta: Tensor) -> bool:
         """Whether the level that ended here forecasts worse than the best one, to which training should go back."""
@@ -79,7 +79,7 @@ class Levels:
         error = self.forecast()
         above_noise = misfit > ABOVE_NOISE * self.noise
         if above_noise and self.best is not None and not error <= WORSE * self.best.error:
-            self.remark = (
+            self.finding = (
                 f"gamma stays at {self.best.gamma:g}: at {gamma:g} forecasts of the training data over "
                 f"{f'{self.forecast.horizon:.3g} {self.forecast.unit}'.rstrip()} are worse, {error:.3g} instead of "
                 f"{self.best.error:.3g} of its standard deviation. Something acts on it that the model does not know."

@@ -234,7 +234,7 @@ def _train_and_write(task: FitTask, begun: Begun, run_key: dict[str, Any], saved
     sliced = begun.in_slices
     setup = with_estimates(parts.setup, training) if sliced is None else estimates_in_slices(sliced.setup, training)
     scores, reason = final_scores(task, begun, training, result, setup)
-    if told := getattr(training.method, "remark", None) or reason:
+    if told := getattr(training.method, "finding", None) or reason:
         report.note(told)
     posterior = posterior_at_end(
         training.method,

@@ -50,7 +50,7 @@ def final_scores(
     if train_score is None:
         return (None, held_score), None
     reason = disagreement(setup, training, mesh_of(setup, training), result, data.train, train_score)
-    return (train_score, held_score), reason and (getattr(training.method, "remark", None) or reason)
+    return (train_score, held_score), reason and (getattr(training.method, "finding", None) or reason)
 
 
 def rollout_seconds(task: FitTask, result: FitResult) -> float:
