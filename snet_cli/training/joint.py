@@ -184,9 +184,11 @@ class Joint:
             if self.outcome is None:
                 J = before.total(gamma)
                 gain = (J - after.total(gamma)) / J if J > 0 else 0.0
+                was_closed = self.continuation.closed
                 verdict = self.continuation.after(gain, after.residual, after.tail, after.misfit)
                 ended = verdict == "converged" and not self._refine()
-                if (verdict == "tighten" or ended) and self._fell_too_far(gamma, after):
+                settled = ended or verdict == "tighten" or self.continuation.closed > was_closed
+                if settled and self._fell_too_far(gamma, after):
                     ended, gamma, after = True, self.gamma, self.arrow.loss(self.nodes)
                 self.outcome = "converged" if ended else None
             before = after

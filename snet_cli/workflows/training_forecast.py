@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -15,11 +17,11 @@ FloatArray = NDArray[np.float64]
 MOST_TRAJECTORIES = 64
 """Trajectories, evenly spread over all, that are forecast: enough to compare two models."""
 
-SHORTEST, FEWEST_SAMPLES = 1.0 / 64.0, 8
-"""Least horizon, as a part of the longest recording and in sampling intervals; it is doubled from there."""
+FIRST, FEWEST_SAMPLES = 1.0 / 64.0, 8
+"""The horizon that is tried first, as a part of the longest recording, and the least in sampling intervals."""
 
-FORECASTABLE = 0.3
-"""Error, in standard deviations of the data, up to which a longer forecast is worth a look."""
+FORECASTABLE, LOST = 0.3, 0.5
+"""Errors, in standard deviations of the data: up to the first a horizon is doubled, above the second it is halved."""
 
 RTOL, ATOL = 1e-4, 1e-5
 """Of the forecasts, whose errors are percents."""
@@ -43,10 +45,10 @@ class WindowForecast:
 
     def __init__(self, parts: Ingredients) -> None:
         own = parts.with_own_data()
-        data = own.data.train
+        data = own.data.train.select(np.flatnonzero(own.data.train.row_size > 1))
         self.parts, self.horizon, self.unit = own, 0.0, data.time_unit
         count = min(len(data), MOST_TRAJECTORIES)
-        self.data = data.select(np.unique(np.linspace(0, len(data) - 1, count).astype(np.int64)))
+        self.data = data.select(np.linspace(0, max(len(data) - 1, 0), count).astype(np.int64))
 
     def __call__(self) -> float:
         """Root mean square error over the standard deviation, of each forecast at most 1, at which it is lost."""
@@ -55,19 +57,26 @@ class WindowForecast:
         time, ends = self.data.time, np.cumsum(self.data.row_size)
         own = float(np.max(time[ends - 1] - time[ends - self.data.row_size], initial=0.0))
         (longest,) = self.parts.team.largest(own)
+        if longest == 0:
+            return math.inf  # a sample each: there is nothing to forecast
         (interval,) = self.parts.team.largest(self.data.sampling_interval() or 0.0)
-        self.horizon = min(max(SHORTEST * longest, FEWEST_SAMPLES * interval), longest)
+        least = min(max(FEWEST_SAMPLES * interval, FIRST**2 * longest), longest)
+        self.horizon = max(FIRST * longest, least)
         error = self._error(self.horizon)
         while error < FORECASTABLE and self.horizon < longest:
             self.horizon = min(2.0 * self.horizon, longest)
             error = self._error(self.horizon)
+        while error > LOST and self.horizon >= 2.0 * least:
+            self.horizon *= 0.5
+            error = self._error(self.horizon)
         return error
 
     def _error(self, horizon: float) -> float:
-        trained = self.parts.setup.trained
-        model = trained.forecast_model(self.parts.device)
-        windows = plan_windows(self.data, horizon=horizon, from_every=horizon)
-        squares = _squares(rollout(model, self.data, windows, init_window=0, rtol=RTOL, atol=ATOL))
+        squares = np.zeros(0)
+        if len(self.data):
+            model = self.parts.setup.trained.forecast_model(self.parts.device)
+            windows = plan_windows(self.data, horizon=horizon, from_every=horizon)
+            squares = _squares(rollout(model, self.data, windows, init_window=0, rtol=RTOL, atol=ATOL))
         total, count = self.parts.team.total(float(squares.sum()), float(squares.size))
         return float(np.sqrt(total / max(count, 1.0)))
 
