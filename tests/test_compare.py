@@ -69,6 +69,7 @@ def by_method(result: dict[str, Any]) -> dict[str, dict[str, Any]]:
     return {row["method"]: row for row in result["rows"]}
 
 
+@pytest.mark.slow
 def test_each_method_runs_in_a_process_of_its_own(
     snet: Snet, files: dict[str, str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -102,6 +103,7 @@ def test_hold_keeps_the_last_value_of_the_init_window(files: dict[str, str]) -> 
     assert np.array_equal(held, np.repeat([samples[:1, 3], samples[1:, 0]], held.shape[1], axis=1).reshape(held.shape))
 
 
+@pytest.mark.slow
 def test_resume_makes_what_is_missing_and_nothing_else(snet: Snet, files: dict[str, str], here: list[str]) -> None:
     command = ("compare", files["train"], "--test", files["test"], "--methods", "delta,bkpr-euler", "-o", "out")
     first = snet(*command, *FEW, "--json")
@@ -273,12 +275,12 @@ def test_a_dry_run_shows_all_rows_of_an_experiment_and_writes_nothing(snet: Snet
     assert snet("compare", "--preset", name, "-n").code == 0
 
 
-ONE_OF_EACH = ("vehicle-dense", "agents-dense")
-"""The others differ from them in their data."""
+QUICKEST = ("agents-dense",)
+"""The others differ from it in their data and methods."""
 
 
 @pytest.mark.parametrize(
-    "name", [name if name in ONE_OF_EACH else pytest.param(name, marks=pytest.mark.slow) for name in EXPERIMENTS]
+    "name", [name if name in QUICKEST else pytest.param(name, marks=pytest.mark.slow) for name in EXPERIMENTS]
 )
 def test_an_experiment_of_three_iterations_ends_with_every_row(tmp_path: Path, name: str, here: list[str]) -> None:
     out = str(tmp_path / "out")

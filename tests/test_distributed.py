@@ -176,7 +176,12 @@ def test_a_joint_step_of_three_processes_is_that_of_one(data, formed):
 # The same model
 
 
-@pytest.mark.parametrize("method", METHODS)
+ALPHAS_LIKE_IT = ("alpha-paper", "alpha-adam")
+
+
+@pytest.mark.parametrize(
+    "method", [pytest.param(name, marks=pytest.mark.slow) if name in ALPHAS_LIKE_IT else name for name in METHODS]
+)
 def test_two_processes_train_the_model_of_one(data, method):
     iterations, *options = METHODS[method]
     words = ("fit", "t.h5", *options, *SMALL, "--iterations", iterations, "-q", "--json")
@@ -191,6 +196,7 @@ def test_two_processes_train_the_model_of_one(data, method):
     assert two.config["fit"]["processes"] == 2
 
 
+@pytest.mark.slow
 def test_a_state_goes_on_with_any_number_of_processes(data):
     words = ("fit", "t.h5", *METHODS["alpha-adam"][1:], *SMALL, "-q")
     assert alone(*words, "-o", "straight.h5", "--iterations", 6) == 0
@@ -204,6 +210,7 @@ def test_a_state_goes_on_with_any_number_of_processes(data):
     assert json.loads(again[0].out)["resumed_from"] == 6  # finished under these limits, whoever asks
 
 
+@pytest.mark.slow
 def test_simulations_are_the_same_bytes_and_forecasts_the_same_scores(data):
     words = ("simulate", "pendulum", "--trajectories", 5, "--samples", 30, "--noise", 0.1, "--threads", 1, "-q")
     assert alone(*words, "-o", "one.h5") == 0

@@ -3,6 +3,7 @@
 import time
 
 import numpy as np
+import pytest
 import torch
 
 from snet_cli.data.signals import Inputs
@@ -32,6 +33,7 @@ def random_networks(seed):
     return f
 
 
+@pytest.mark.slow
 def test_a_thousand_random_networks():
     B, K, T = NETWORKS * STARTS, 11, 10.0
     x0 = torch.tensor(np.random.default_rng(1).uniform(-1, 1, (B, 2)))

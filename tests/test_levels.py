@@ -95,6 +95,7 @@ def test_a_restored_method_goes_back_to_the_same_level():
     assert resumed.finding == straight.finding
 
 
+@pytest.mark.slow
 def test_a_recording_with_hidden_kicks_is_not_threaded_through(snet):
     """x'' = -x with kicks of v that no input tells: γ stops, and forecasts are those of the spring."""
     assert (

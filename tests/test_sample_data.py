@@ -31,7 +31,9 @@ def test_all_of_it_together_is_small_and_every_file_is_explained() -> None:
     assert {path.name for path in files if path.suffix == ".h5"} == set(COMMANDS)
 
 
-@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "vehicle_test.h5" else name for name in COMMANDS]
+)
 def test_the_command_beside_a_trajectory_file_makes_it_again(snet: Snet, name: str) -> None:
     for config in FOLDER.glob("*.yaml"):
         shutil.copy(config, ".")

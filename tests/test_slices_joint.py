@@ -72,7 +72,9 @@ def test_levenberg_marquardt_on_the_weights(snet: Snet, request: pytest.FixtureR
     assert Path("m.h5").read_bytes() == Path("sliced.h5").read_bytes()
 
 
-@pytest.mark.parametrize("options", [("--elements", 2), ("--gamma", 0.5, "--elements", 1)])
+@pytest.mark.parametrize(
+    "options", [pytest.param(("--elements", 2), marks=pytest.mark.slow), ("--gamma", 0.5, "--elements", 1)]
+)
 def test_joint_in_slices_is_joint_in_one_piece(
     snet: Snet, request: pytest.FixtureRequest, options: tuple[object, ...]
 ) -> None:
