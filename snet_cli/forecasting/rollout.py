@@ -133,6 +133,7 @@ def rollout(
     integrator: Integrator = "dopri5",
     rtol: float = Tolerances.rtol,
     atol: float = Tolerances.atol,
+    max_evaluations: int = Tolerances.max_evaluations,
     should_stop: Callable[[], bool] | None = None,
     team: Team = ALONE,
 ) -> Forecast:
@@ -150,6 +151,8 @@ def rollout(
     integrator : {"dopri5", "euler"}
     rtol, atol : float
         `atol` is relative to each state's training range. Not below what f rounds to.
+    max_evaluations : int
+        Of f for each forecast, more where inputs jump; one that needs more ends as "budget".
     should_stop : callable, optional
         Asked after every step; what is still in flight then ends as "budget".
     team : Team
@@ -167,7 +170,11 @@ def rollout(
         model,
         data,
         integrator=integrator,
-        tolerances=Tolerances(rtol=max(rtol, model.rounding), atol=max(atol, ATOL_SHARE * model.rounding)),
+        tolerances=Tolerances(
+            rtol=max(rtol, model.rounding),
+            atol=max(atol, ATOL_SHARE * model.rounding),
+            max_evaluations=max_evaluations,
+        ),
         horizon=windows.horizon,
         should_stop=should_stop,
     )

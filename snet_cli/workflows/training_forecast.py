@@ -23,8 +23,9 @@ FIRST, FEWEST_SAMPLES = 1.0 / 64.0, 8
 FORECASTABLE, LOST = 0.3, 0.5
 """Errors, in standard deviations of the data: up to the first a horizon is doubled, above the second it is halved."""
 
-RTOL, ATOL = 1e-4, 1e-5
-"""Of the forecasts, whose errors are percents."""
+RTOL, ATOL, MOST_EVALUATIONS = 1e-4, 1e-5, 10_000
+"""Of the forecasts, whose errors are percents, and which must not cost more than the training: a model that is stiff by
+mistake is lost."""
 
 
 class WindowForecast:
@@ -76,7 +77,10 @@ class WindowForecast:
         if len(self.data):
             model = self.parts.setup.trained.forecast_model(self.parts.device)
             windows = plan_windows(self.data, horizon=horizon, from_every=horizon)
-            squares = _squares(rollout(model, self.data, windows, init_window=0, rtol=RTOL, atol=ATOL))
+            forecast = rollout(
+                model, self.data, windows, init_window=0, rtol=RTOL, atol=ATOL, max_evaluations=MOST_EVALUATIONS
+            )
+            squares = _squares(forecast)
         total, count = self.parts.team.total(float(squares.sum()), float(squares.size))
         return float(np.sqrt(total / max(count, 1.0)))
 
