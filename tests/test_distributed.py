@@ -331,6 +331,7 @@ def test_a_signal_to_one_stops_all_after_the_same_step(data):
     assert load_checkpoint("m.h5").kind == "model"
 
 
+@pytest.mark.slow
 def test_levenberg_marquardt_and_confidence_are_those_of_one(data):
     """Exact data: `joint` warms up by Levenberg-Marquardt on the weights, and `delta` may do all of it so."""
     save_trajectories("x.h5", spirals(5, 40))

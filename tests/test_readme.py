@@ -146,7 +146,13 @@ def run_line(line: str, snet: Snet, folder: Path) -> None:
     subprocess.run(line, shell=True, check=True, env={**os.environ, "PATH": path}, capture_output=True)
 
 
-LONG = ("Your own data", "What it reaches on simulated data", "Options", "Many models of one file")
+LONG = (
+    "Your own data",
+    "What it reaches on simulated data",
+    "Options",
+    "Many models of one file",
+    "The same in Python",
+)
 """Sections of many fits, each for half a minute to two: not among the tests of every change."""
 
 

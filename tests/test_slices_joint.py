@@ -152,6 +152,7 @@ def test_auto_is_joint_where_a_step_is_affordable(
     assert "takes too long" in plan["method_reason"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_from_its_state_with_its_trajectories(
     snet: Snet, small_slices: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -18,7 +18,7 @@ from torch import Tensor
 ABOVE_NOISE = 10.0
 """Misfit over that of the noise, up to which the data obeys the model and γ may fall."""
 
-WORSE = 1.1
+WORSE = 1.2
 """Error of a level over that of the best one before it, from which on γ has fallen too far."""
 
 

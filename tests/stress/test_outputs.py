@@ -90,7 +90,7 @@ def remove_outputs(output: str) -> None:
 # killed
 
 
-@pytest.mark.parametrize("command", ["simulate", "import", "evaluate"])
+@pytest.mark.parametrize("command", ["simulate", "import", pytest.param("evaluate", marks=pytest.mark.slow)])
 @rounds(1, 28)
 def test_a_killed_command_leaves_its_output_old_absent_or_complete(
     inputs: list[str], command: str, count: int, capsys: pytest.CaptureFixture[str]
