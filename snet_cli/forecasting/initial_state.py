@@ -156,9 +156,9 @@ def _take_input_response(
     if not lags:
         return
     rows, columns = np.array(list(lags)), np.array([lags[i] for i in lags])
-    sampled, stored = flow.inputs.sampled, flow.inputs.sampled.names if flow.inputs.sampled else ()
+    stored = flow.inputs.sampled.names if flow.inputs.sampled else ()
     lagging = [flow.model.input_names[column] for column in columns]
-    if flow.signal.sampled is not None and sampled is not None and set(lagging) <= set(stored):
+    if flow.signal.sampled is not None and set(lagging) <= set(stored):
         device = flow.model.device
         numbers = torch.tensor([stored.index(name) for name in lagging], device=device)
         owner, time = (torch.as_tensor(part, device=device) for part in (windows.owner, windows.start))

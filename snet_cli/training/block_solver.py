@@ -138,7 +138,8 @@ class BlockFactor:
             The solution at every element's nodes; both copies of a shared node agree to the bit.
         """
         n = self.states
-        inner, reduced = self._forward(right_side)
+        inner, ends = self.condense(right_side)
+        reduced = self._reduced(self._at_boundaries(ends))
         boundary = self._backward(reduced)
         values = torch.cat([boundary[self.left], boundary[self.left + 1]], 1)  # (N, 2n, r)
         middle = torch.linalg.solve_triangular(self.L.mT, inner - self.V @ values, upper=True)
@@ -148,11 +149,6 @@ class BlockFactor:
         """``Bᵀ A⁻¹ B`` (r, r) for assembled right sides B: what a Schur complement on further unknowns subtracts."""
         inner, ends = self.condense(right_side)
         return symmetric_gram(inner.flatten(0, 1)) + symmetric_gram(self.boundary_rows(ends))
-
-    def _forward(self, right_side: Tensor) -> tuple[Tensor, list[Tensor]]:
-        """L⁻¹ b: inner values (N, n (P - 2), r), and one part per level of boundaries."""
-        inner, ends = self.condense(right_side)
-        return inner, self.boundary_parts(ends)
 
     def condense(self, right_side: Tensor) -> tuple[Tensor, Tensor]:
         """L⁻¹ b of the inner values (N, n (P - 2), r), and what their elimination leaves of the end values (N, 2n, r).
@@ -165,12 +161,8 @@ class BlockFactor:
         inner = torch.linalg.solve_triangular(self.L, right_side[:, n:-n], upper=False)
         return inner, torch.cat([right_side[:, :n], right_side[:, -n:]], 1) - self.V.mT @ inner
 
-    def boundary_parts(self, ends: Tensor) -> list[Tensor]:
-        """L⁻¹ b of the boundaries, one part (S, n, r) per level, from what `condense` left of the ends (N, 2n, r)."""
-        return self._reduced(self._at_boundaries(ends))
-
     def boundary_rows(self, ends: Tensor) -> Tensor:
-        """The same as one list of rows (Σ S n, r), some columns at a time."""
+        """L⁻¹ b of the boundaries as rows (Σ S n, r), from what `condense` left of the ends (N, 2n, r)."""
         b = self._at_boundaries(ends)
         rows = b.new_empty(b.shape[0] * b.shape[1], b.shape[2])
         for begin in range(0, b.shape[2], COLUMNS):
@@ -187,7 +179,7 @@ class BlockFactor:
         return b
 
     def _reduced(self, b: Tensor) -> list[Tensor]:
-        """L⁻¹ b, one part per level."""
+        """L⁻¹ b of the boundaries (N + B, n, r), one part (S, n, r) per level."""
         parts = []
         for level in self.levels[:-1]:
             if level.padded:
