@@ -317,6 +317,7 @@ def test_blocks_of_the_theta_jacobian_add_up_to_the_dense_product():
     C = root.mT @ root
     total = torch.eye(size, dtype=torch.float64)
     linearisation._add_between_blocks(total, C, G, basis)
+    linearisation.mirror(total)
     dense = G.dense().view(N, P * n, size)
     expected = torch.eye(size, dtype=torch.float64) + (dense.mT @ C @ dense).sum(0)
     torch.testing.assert_close(total, expected, rtol=1e-11, atol=1e-11)

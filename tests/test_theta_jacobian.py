@@ -15,7 +15,7 @@ from snet_cli.models.user import UserModel
 from snet_cli.models.vehicle import INPUTS, STATES
 from snet_cli.training import theta_jacobian as routes
 from snet_cli.training.state_jacobian import evaluate, state_jacobian
-from snet_cli.training.weight_system import add_gram
+from snet_cli.training.weight_system import add_gram, mirror
 
 F64 = torch.float64
 POINTS = 5
@@ -179,6 +179,7 @@ def test_what_is_done_block_by_block_is_done_to_the_matrix(name):
     G.weighted_(factor)
     gram = torch.zeros(size, size, dtype=F64)
     add_gram(gram, G)
+    mirror(gram)
     by_element = wanted.view(2, POINTS, n * size)
     mapped = G.by_element(lambda values: nodes @ values, POINTS)
     assert_same(

@@ -36,19 +36,25 @@ class Mlp(Model):
         lagged = {space.inputs[j] for j in self.lags.values()}
         unseen = {space.states[i] for i, j in self.lags.items() if space.inputs[j] in hidden_from} | lagged
         learned = [i for i in range(len(space.states)) if i not in self.given and i not in self.lags]
-        self.angle = torch.tensor([channels.index(c) for c in options.angles if c not in hidden_from], dtype=torch.long)
         plain = [i for i, c in enumerate(channels) if c not in angles | hidden_from | unseen]
-        self.plain = torch.tensor(plain, dtype=torch.long)
+        turning = [channels.index(c) for c in options.angles if c not in hidden_from]
         self.sees_time = options.time
         self.states = len(space.states)
         # column of (given velocities, learned rows, lags) that each state's derivative comes from
         source = [0] * self.states
         for column, i in enumerate([*self.given, *learned, *self.lags]):
             source[i] = column
-        self.register_buffer("source", torch.tensor(source), persistent=False)
-        self.register_buffer("velocity", torch.tensor(list(self.given.values()), dtype=torch.long), persistent=False)
-        self.register_buffer("learned", torch.tensor(learned, dtype=torch.long), persistent=False)
-        width = len(plain) + 2 * self.angle.numel() + int(options.time)
+        for name, numbers in (  # on the model's device: a list would travel there with every evaluation
+            ("plain", plain),
+            ("angle", turning),
+            ("source", source),
+            ("velocity", self.given.values()),
+            ("learned", learned),
+            ("lagging", self.lags),
+            ("lagged", self.lags.values()),
+        ):
+            self.register_buffer(name, torch.tensor(list(numbers), dtype=torch.long), persistent=False)
+        width = len(plain) + 2 * len(turning) + int(options.time)
         for name, size, value in (
             ("input_mean", len(plain), 0.0),
             ("input_scale", len(plain), 1.0),
@@ -74,9 +80,13 @@ class Mlp(Model):
     input_scale: Tensor
     time_scale: Tensor
     output_scale: Tensor
+    plain: Tensor
+    angle: Tensor
     source: Tensor
     velocity: Tensor
     learned: Tensor
+    lagging: Tensor
+    lagged: Tensor
     first_lag: Tensor
 
     def lag_times(self) -> Tensor:
@@ -88,24 +98,27 @@ class Mlp(Model):
     def features(self, t: Tensor, x: Tensor, u: Tensor) -> tuple[Tensor, ...]:
         """The network's normalised input z and the velocities of the given rows."""
         channels = torch.cat([x, u], -1)
-        plain = (channels[..., self.plain.to(x.device)] - self.input_mean) / self.input_scale
-        angle = channels[..., self.angle.to(x.device)]
-        parts = [plain, angle.sin(), angle.cos()]
+        parts = [(channels.index_select(-1, self.plain) - self.input_mean) / self.input_scale]
+        if self.angle.numel():
+            angle = channels.index_select(-1, self.angle)
+            parts += [angle.sin(), angle.cos()]
         if self.sees_time:
             parts.append(t[..., None] / self.time_scale)
-        known = (torch.cat(parts, -1), x[..., self.velocity])
-        return (*known, u[..., list(self.lags.values())] - x[..., list(self.lags)]) if self.lags else known
+        known = (torch.cat(parts, -1), x.index_select(-1, self.velocity))
+        return (*known, u.index_select(-1, self.lagged) - x.index_select(-1, self.lagging)) if self.lags else known
 
     def from_features(self, *features: Tensor) -> Tensor:
         """Given and learned rows, in the order of the states."""
         z, velocity = features[:2]
-        dtype = next(self.network.parameters()).dtype
-        learned = self.network(z.to(dtype)).to(z.dtype) * self.output_scale
+        weight = cast(nn.Linear, self.network[0]).weight
+        learned = self.network(z.to(weight.dtype)).to(z.dtype) * self.output_scale
         return self._in_order(learned, velocity, *(behind / self.lag_times() for behind in features[2:]))
 
     def _in_order(self, learned: Tensor, velocity: Tensor, *lags: Tensor) -> Tensor:
         """All rows of ẋ, in the order of the states."""
-        return torch.cat([velocity, learned, *lags], -1)[..., self.source] if self.given or lags else learned
+        if not self.given and not lags:
+            return learned
+        return torch.cat([velocity, learned, *lags], -1).index_select(-1, self.source)
 
     def linear_weights(self) -> tuple[nn.Parameter, ...]:
         """The last layer."""
@@ -136,8 +149,8 @@ class Mlp(Model):
         turned = by_z[..., sines:cosines] * z[:, None, cosines : cosines + self.angle.numel()]
         turned = turned - by_z[..., cosines : cosines + self.angle.numel()] * z[:, None, sines:cosines]
         by_channel = x.new_zeros(len(x), len(scale), x.shape[1] + u.shape[1])
-        by_channel.index_add_(-1, self.plain.to(x.device), by_z[..., :sines] / self.input_scale)
-        by_channel.index_add_(-1, self.angle.to(x.device), turned)
+        by_channel.index_add_(-1, self.plain, by_z[..., :sines] / self.input_scale)
+        by_channel.index_add_(-1, self.angle, turned)
 
         by_state = by_channel[..., : x.shape[1]]
         if not self.given and not self.lags:
@@ -151,14 +164,13 @@ class Mlp(Model):
             by_tau[:, number, min(number, taus - 1)] = -rates[0][:, number]  # dτ = τ d(ln τ)
         blocks = [ThetaBlock(self.learned, slice(taus, taus + count), by_theta)]
         if self.lags:
-            lagging = torch.tensor(list(self.lags), dtype=torch.long, device=x.device)
-            blocks.append(ThetaBlock(lagging, slice(0, taus), by_tau))
+            blocks.append(ThetaBlock(self.lagging, slice(0, taus), by_tau))
         return PointJacobians(f, F, ThetaJacobian(tuple(blocks), (*x.shape, taus + count)))
 
     def fit_normalization(self, data: NodeData) -> None:
         """Weighted mean and standard deviation of what the network sees; root mean square of what it predicts."""
         weight = (data.weight / data.weight.sum())[:, None]
-        seen = torch.cat([data.x, data.u], -1)[:, self.plain.to(data.x.device)]
+        seen = torch.cat([data.x, data.u], -1)[:, self.plain]
         mean = (weight * seen).sum(0)
         deviation = (weight * (seen - mean) ** 2).sum(0).sqrt()
         self.input_mean.copy_(mean)

@@ -18,7 +18,7 @@ towards the channel's mean. λ is chosen by held-out samples.
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -248,12 +248,18 @@ def _roughness(basis: Basis) -> FloatArray:
 
 def _alike(samples: Samples) -> list[IntArray]:
     """Channels that share masks and weight, hence blocks: usually all of them."""
-    keys = [np.isfinite(samples.values)]
+    tables: list[NDArray[Any]] = [np.isfinite(samples.values)]
     if samples.slopes is not None and samples.slope_weight is not None:
-        keys += [np.isfinite(samples.slopes), samples.slope_weight[None, :]]
-    _, group = np.unique(np.concatenate(keys).astype(np.float64), axis=1, return_inverse=True)
-    group = group.reshape(-1)
-    return [np.flatnonzero(group == number) for number in range(int(group.max()) + 1)]
+        tables += [np.isfinite(samples.slopes), samples.slope_weight[None, :]]
+    return _equal_columns(*tables)
+
+
+def _equal_columns(*tables: NDArray[Any]) -> list[IntArray]:
+    """Columns with the same content in every table, by their bytes; `numpy.unique` would sort all rows to find them."""
+    groups: dict[tuple[bytes, ...], list[int]] = {}
+    for column in range(tables[0].shape[1]):
+        groups.setdefault(tuple(table[:, column].tobytes() for table in tables), []).append(column)
+    return [np.array(members) for members in groups.values()]
 
 
 def _assemble(mesh: Mesh, samples: Samples, values: FloatArray, *, derivative: bool = False) -> _Blocks:
@@ -329,11 +335,9 @@ def _solve_tridiagonal(mesh: Mesh, K: FloatArray, g: FloatArray, start: FloatArr
     first = mesh.first_element[:-1] + np.arange(mesh.trajectories)
     solution = np.empty_like(right_side)
     known = np.isfinite(start)
-    patterns, pattern_of = np.unique(known, axis=1, return_inverse=True)
-    for pattern in range(patterns.shape[1]):  # channels that know x(t0) in the same trajectories
-        columns = np.flatnonzero(pattern_of.reshape(-1) == pattern)
-        rows = first[patterns[:, pattern]]
-        values = start[patterns[:, pattern]][:, columns]
+    for columns in _equal_columns(known):  # channels that know x(t0) in the same trajectories
+        pattern = known[:, columns[0]]
+        rows, values = first[pattern], start[pattern][:, columns]
         d, o, r = diagonal.copy(), off.copy(), right_side[:, columns]
         r[rows + 1] -= o[rows + 1, None] * values
         o[rows + 1] = 0.0

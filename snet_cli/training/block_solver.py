@@ -31,8 +31,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from snet_cli.training.weight_system import symmetric_gram
-
 COLUMNS = 128
 """Columns of right sides that are reduced at a time: their arrays stay in the cache."""
 
@@ -145,10 +143,13 @@ class BlockFactor:
         middle = torch.linalg.solve_triangular(self.L.mT, inner - self.V @ values, upper=True)
         return torch.cat([values[:, :n], middle, values[:, n:]], 1)
 
-    def gram(self, right_side: Tensor) -> Tensor:
-        """``Bᵀ A⁻¹ B`` (r, r) for assembled right sides B: what a Schur complement on further unknowns subtracts."""
+    def gram_rows(self, right_side: Tensor) -> tuple[Tensor, Tensor]:
+        """Rows (·, r) whose products sum to ``Bᵀ A⁻¹ B`` for assembled right sides B (N, P n, r).
+
+        That is what a Schur complement on further unknowns subtracts.
+        """
         inner, ends = self.condense(right_side)
-        return symmetric_gram(inner.flatten(0, 1)) + symmetric_gram(self.boundary_rows(ends))
+        return inner.flatten(0, 1), self.boundary_rows(ends)
 
     def condense(self, right_side: Tensor) -> tuple[Tensor, Tensor]:
         """L⁻¹ b of the inner values (N, n (P - 2), r), and what their elimination leaves of the end values (N, 2n, r).

@@ -30,7 +30,7 @@ from snet_cli.training.krylov import KrylovSystem
 from snet_cli.training.row_system import RowSystem, few_rows
 from snet_cli.training.state_jacobian import state_jacobian
 from snet_cli.training.theta_jacobian import ThetaProducts, theta_jacobian
-from snet_cli.training.weight_system import WeightSystem, add_gram, symmetric_gram
+from snet_cli.training.weight_system import WeightSystem, add_gram, add_lower_gram, mirror
 
 NOT_NEGATIVE = 4e-15
 """Added to the diagonal of 1 - t tᵀ - QᵀQ, whose least eigenvalues are zero and round to either side; ten times more
@@ -168,7 +168,7 @@ class Linearisation:
         matrix = self.prior * torch.eye(size, dtype=self.nodes.dtype, device=self.nodes.device)
         for done, G in self._with_theta():
             _add_schur_share(matrix, done, G)
-        (matrix,) = self._summed(matrix)
+        (matrix,) = self._summed(mirror(matrix))
         return WeightSystem.build(matrix, self._reduced_gradient, self.problem.model, exact=self.problem.exact)
 
     def _rows(self, theta: Tensor) -> RowSystem:
@@ -252,21 +252,24 @@ class Linearisation:
 
 
 def _add_schur_share(total: Tensor, done: _Eliminated, G: ThetaJacobian) -> None:
-    """Add a batch's part of S from G̃ to `total`."""
+    """Add a batch's part of S from G̃ to `total`, on and below the diagonal."""
     batch, factor, M = done.batch, done.factor, done.system.coupling
     N, P, n = done.system.residual.shape
     if G.shape[2] < P * n:
         add_gram(total, G.by_element(batch.project, P))
-        total -= factor.gram(G.left_product(M))
+        for part in factor.gram_rows(G.left_product(M)):
+            add_lower_gram(total, part, -1.0)
         return
     inner, ends = factor.condense(M)
     projector = batch.project(torch.eye(P * n, dtype=M.dtype, device=M.device).view(1, P, -1).expand(N, -1, -1))
     _add_between_blocks(total, projector.reshape(N, P * n, P * n) - inner.mT @ inner, G, _complement(batch.tail))
-    total -= symmetric_gram(factor.boundary_rows(G.left_product(ends)))
+    add_lower_gram(total, factor.boundary_rows(G.left_product(ends)), -1.0)
 
 
 def _add_between_blocks(total: Tensor, C: Tensor, G: ThetaJacobian, basis: Tensor) -> None:
-    """Add Σ_e G_eᵀ C_e G_e for positive semidefinite C (N, P n, P n): of each block of G only its own rows.
+    """Add Σ_e G_eᵀ C_e G_e for positive semidefinite C (N, P n, P n), on and below the diagonal.
+
+    Of each block of G only its own rows are needed.
 
     Parameters
     ----------
@@ -276,17 +279,16 @@ def _add_between_blocks(total: Tensor, C: Tensor, G: ThetaJacobian, basis: Tenso
     N, n = len(C), G.shape[1]
     by_row = C.view(N, -1, n, C.shape[1] // n, n)
     own = [(rows, columns, values.reshape(N, -1, values.shape[2])) for rows, columns, values in G.blocks]
+    own.sort(key=lambda block: block[1].start)
     for number, (rows, columns, values) in enumerate(own):
         reduced = torch.einsum("eap,epiqj,ebq->eaibj", basis, by_row[:, :, rows][..., rows], basis)
         count = reduced.shape[1] * reduced.shape[2]
         root = _root(reduced.reshape(N, count, count)).view(N, count, *reduced.shape[1:3])
         K = torch.einsum("ekai,eap->ekpi", root, basis).reshape(N, count, -1)
-        total[columns, columns] += symmetric_gram((K @ values).flatten(0, 1))
+        add_lower_gram(total[columns, columns], (K @ values).flatten(0, 1))
         for other_rows, other_columns, other in own[:number]:
             between = by_row[:, :, rows][..., other_rows].reshape(N, values.shape[1], -1)
-            product = values.flatten(0, 1).T @ (between @ other).flatten(0, 1)
-            total[columns, other_columns] += product
-            total[other_columns, columns] += product.T
+            total[columns, other_columns].addmm_(values.flatten(0, 1).mT, (between @ other).flatten(0, 1))
 
 
 def _complement(unit: Tensor) -> Tensor:

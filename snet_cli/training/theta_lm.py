@@ -29,6 +29,7 @@ from snet_cli.training.weight_system import (
     START_DAMPING,
     WeightSystem,
     add_gram,
+    mirror,
     put_weights,
     weights_of,
 )
@@ -107,7 +108,7 @@ class LevenbergMarquardtStep:
                 G, defect = self._rows(problem, part)
                 add_gram(matrix, G)
                 gradient = gradient + G.transpose_product(defect)
-        matrix, gradient = self.team.sum(matrix, gradient)
+        matrix, gradient = self.team.sum(mirror(matrix), gradient)
         return WeightSystem.build(matrix, gradient, self.model, exact=self.exact)
 
     def _rows(self, problem: Problem, part: slice) -> tuple[ThetaJacobian, Tensor]:

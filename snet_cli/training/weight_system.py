@@ -30,8 +30,8 @@ NO_SIZE = 1e-6
 LINEAR = 1e-6
 """Measure of weights in which f is linear, relative to that of the others, on exact data."""
 
-GRAM_COLUMNS = 128
-"""Columns of which `symmetric_gram` forms all products."""
+PANEL = 128
+"""Rows of a product AᵀA that are formed at a time."""
 
 
 @dataclass(frozen=True)
@@ -114,28 +114,27 @@ def put_weights(parameters: list[nn.Parameter], theta: Tensor) -> None:
         nn.utils.vector_to_parameters(theta.to(parameters[0].dtype), parameters)
 
 
-def symmetric_gram(rows: Tensor) -> Tensor:
-    """``AᵀA`` of A (Q, r): only the products on and below the diagonal, which is little more than half of them.
+def add_lower_gram(total: Tensor, rows: Tensor, sign: float = 1.0) -> None:
+    """Add ±AᵀA of A (Q, r) to `total` (r, r) on and below the diagonal; what is above is for `mirror` to write.
 
-    The columns are halved again and again: products with few columns at a time would run at half the speed.
+    In panels of a few rows of AᵀA: that is little more than half of the products, and all of them where they are kept.
     """
-    total = rows.new_zeros(rows.shape[1], rows.shape[1])
-    _fill_lower(rows, total)
-    return total if rows.shape[1] <= GRAM_COLUMNS else total.tril() + total.tril(-1).mT
+    for begin in range(0, rows.shape[1], PANEL):
+        end = begin + PANEL
+        total[begin:end, :end].addmm_(rows[:, begin:end].mT, rows[:, :end], alpha=sign)
 
 
-def _fill_lower(rows: Tensor, total: Tensor) -> None:
-    r = rows.shape[1]
-    if r <= GRAM_COLUMNS:
-        total.copy_(rows.T @ rows)
-        return
-    half = r // 2
-    _fill_lower(rows[:, :half], total[:half, :half])
-    _fill_lower(rows[:, half:], total[half:, half:])
-    total[half:, :half] = rows[:, half:].T @ rows[:, :half]
+def mirror(total: Tensor) -> Tensor:
+    """`total` (r, r) with what is below its diagonal copied above it, in place."""
+    for begin in range(0, total.shape[0], PANEL):
+        end = begin + PANEL
+        total[:begin, begin:end] = total[begin:end, :begin].mT
+        square = total[begin:end, begin:end]
+        square.copy_(square.tril() + square.tril(-1).mT)
+    return total
 
 
 def add_gram(total: Tensor, G: ThetaJacobian) -> None:
-    """Add GᵀG, summed over points and rows, to `total` (N_θ, N_θ)."""
+    """Add GᵀG, summed over points and rows, to `total` (N_θ, N_θ), on and below the diagonal."""
     for _, columns, values in G.blocks:
-        total[columns, columns] += symmetric_gram(values.flatten(0, 1))
+        add_lower_gram(total[columns, columns], values.flatten(0, 1))
