@@ -20,6 +20,7 @@ from typer.core import TyperGroup
 from snet_cli import __version__
 from snet_cli.cli.console import FAREWELL, Console, clean
 from snet_cli.cli.signals import Interrupted, ending_at_once
+from snet_cli.cli.waiting import sleep_where_others_run
 from snet_cli.distributed import place_in
 from snet_cli.errors import NumericalError, SnetError, UsageError
 
@@ -170,6 +171,8 @@ def _run(args: list[str], console: Console) -> int:
         raise UsageError("no command was given.", f"There are {', '.join(COMMANDS)}; see 'snet --help'.")
     if args[0] in COMMANDS:
         _require_address_space(args[0])
+        if args[0] not in WITHOUT_TORCH:
+            sleep_where_others_run(os.environ)
     try:
         with typer.main.get_command(app).make_context("snet", args, obj=console) as ctx:
             code = ctx.command.invoke(ctx)

@@ -142,12 +142,11 @@ def layers(
     """
     modules: list[nn.Module] = []
     for k, (fan_in, fan_out) in enumerate(itertools.pairwise(sizes)):
-        layer = nn.Linear(fan_in, fan_out, bias=bias, dtype=dtype, device="meta").to_empty(device="cpu")
+        layer = nn.Linear(fan_in, fan_out, bias=bias, device="meta")  # no numbers yet; `to_empty` would import sympy
         bound = max(fan_in, 1) ** -0.5
-        with torch.no_grad():
-            for parameter in layer.parameters():
-                draw = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
-                parameter.copy_((2.0 * draw - 1.0) * bound)
+        for name, parameter in list(layer.named_parameters()):
+            draw = torch.rand(parameter.shape, generator=generator, dtype=torch.float64)
+            layer.register_parameter(name, nn.Parameter(((2.0 * draw - 1.0) * bound).to(dtype)))
         modules.append(layer)
         if k < len(sizes) - 2:
             modules.append(Sine() if activation == "sin" else _ACTIVATIONS[activation]())
