@@ -178,8 +178,6 @@ def test_processes_share_the_members(snet: Snet, folder):
         (("--seeds", 2, "--folds", 2), "--seeds and --folds are two kinds of ensembles."),
         (("--folds", 2, "--validation", 0.2), "--folds holds out trajectories of its own."),
         (("--folds", 7), "--folds 7 of 6 trajectories leaves some empty."),
-        (("--seeds", 2, "--resume"), "an ensemble keeps no state that --resume could go on from."),
-        (("--seeds", 2, "--metrics", "m.csv"), "--metrics has one row per iteration of one model."),
     ],
 )
 def test_what_cannot_be_is_refused(snet: Snet, folder, flags, text):

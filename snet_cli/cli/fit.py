@@ -85,8 +85,7 @@ def command(
                 force=run.force,
                 dry_run=run.dry_run,
                 metrics=run.metrics,
-                # the launcher has started all processes anew; several models keep no state
-                resume=kept.resume or (team.place.restarts > 0 and not session.get(EnsembleOptions).wanted),
+                resume=kept.resume or team.place.restarts > 0,  # the launcher has started all processes anew
                 checkpoint_every=kept.checkpoint_every,
                 report=session.console,
                 started=process_started(),

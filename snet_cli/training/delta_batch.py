@@ -7,7 +7,7 @@ which one small network leaves idle, nearly all of it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -41,8 +41,14 @@ def models_at_once(points: int, memory: float | None) -> int:
     return max(1, min(GROUP, int(room / (POINT_BYTES * max(points, 1)))))
 
 
-def why_not_in_step(methods: Sequence[Method]) -> str | None:
-    """The reason why these cannot train in one batch; None if they can."""
+def why_not_in_step(methods: Sequence[Method], begun: Sequence[int] = ()) -> str | None:
+    """The reason why these cannot train in one batch; None if they can.
+
+    Parameters
+    ----------
+    begun : sequence of int
+        Iterations from which they go on.
+    """
     deltas = [method for method in methods if isinstance(method, Delta)]
     if len(deltas) < len(methods):
         return f"method {methods[0].name} moves more than θ"
@@ -52,6 +58,8 @@ def why_not_in_step(methods: Sequence[Method]) -> str | None:
         return "f of this model is no sum of plain networks"
     if not all(p.requires_grad for method in deltas for p in method.model.parameters()):
         return "some of its weights are fixed"
+    if isinstance(deltas[0].theta, AdamStep) and len(set(begun)) > 1:
+        return "with Adam, models that have come to different iterations go on by themselves"
     return None
 
 
@@ -61,8 +69,8 @@ class DeltaBatch:
     Parameters
     ----------
     methods : sequence of Delta
-        Not begun, with Adam or L-BFGS all of them, where `why_not_in_step` knows no reason. They serve as usual for
-        everything but their `step`.
+        New or restored, with Adam or L-BFGS all of them, where `why_not_in_step` knows no reason. They serve as usual
+        for everything but their `step`; before their `state` they need `hand_back`.
     """
 
     def __init__(self, methods: Sequence[Delta]) -> None:
@@ -73,6 +81,8 @@ class DeltaBatch:
         first = self.methods[0].theta
         rate = first.optimizer.param_groups[0]["lr"] if isinstance(first, AdamStep) else None
         self.steps: _AdamBatch | _Lbfgs = _Lbfgs(theta) if rate is None else _AdamBatch(theta, rate)
+        if any(method.evaluations for method in self.methods):
+            self.steps.restore([_known(method) for method in self.methods])
         self._show()
 
     def _squares(self) -> SquaresOfMany:
@@ -82,6 +92,12 @@ class DeltaBatch:
             assert form is not None
             parts.append(SquaresPart(form, method.residual.target, method.descended.factor, method.share))
         return SquaresOfMany(self.methods[0].model, parts)
+
+    def hand_back(self, method: Delta) -> None:
+        """Let a method's own optimiser remember what the batch knows of it."""
+        assert method.theta is not None
+        row = next(row for row, own in enumerate(self.methods) if own is method)
+        method.theta.restore(self.steps.state(row, method))
 
     def keep(self, models: Sequence[int]) -> None:
         """Go on with these models alone; those that are done cost nothing more."""
@@ -125,6 +141,14 @@ class DeltaBatch:
 
 Objective = Callable[[Tensor, Sequence[int]], tuple[Tensor, Tensor]]
 
+Remembered = Mapping[str, Tensor]
+"""What an optimiser of one model keeps."""
+
+
+def _known(method: Delta) -> Remembered:
+    assert method.theta is not None
+    return method.theta.state()
+
 
 class _Lbfgs:
     """L-BFGS of all models in step."""
@@ -149,6 +173,13 @@ class _Lbfgs:
 
     def keep(self, models: Sequence[int]) -> None:
         self.batch.keep(models)
+
+    def state(self, row: int, method: Delta) -> Remembered:
+        return self.batch.state(row)
+
+    def restore(self, states: Sequence[Remembered]) -> None:
+        for row, state in enumerate(states):
+            self.batch.restore(row, state)
 
 
 class _AdamBatch:
@@ -185,3 +216,32 @@ class _AdamBatch:
         self._use(self.theta[chosen])
         kept = {name: value[chosen] if value.dim() == 2 else value for name, value in moments.items()}
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": {0: kept}})
+
+    def state(self, row: int, method: Delta) -> Remembered:
+        """What `AdamStep` keeps: moments tensor by tensor, and counts."""
+        moments = self.optimizer.state_dict()["state"].get(0)
+        found: dict[str, Tensor] = {"evaluations": torch.tensor(self.done)}
+        sizes = [p.numel() for p in method.parameters]
+        for number, parameter in enumerate(method.parameters if moments else ()):
+            found[f"{number}.step"] = moments["step"].clone()
+            for name in MOMENTS:
+                found[f"{number}.{name}"] = moments[name][row].split(sizes)[number].view_as(parameter).clone()
+        return found
+
+    def restore(self, states: Sequence[Remembered]) -> None:
+        """All have taken equally many steps."""
+        self.done = int(states[0]["evaluations"])
+        rows = {name: [_joined(state, name) for state in states] for name in MOMENTS}
+        moments = {name: torch.stack(parts) for name, parts in rows.items()}
+        step = states[0]["0.step"].clone()
+        self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": {0: {"step": step, **moments}}})
+
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Names that torch's Adam has for them."""
+
+
+def _joined(state: Remembered, name: str) -> Tensor:
+    """A moment of all parameters, shape (N_θ,)."""
+    count = sum(key.endswith(f".{name}") for key in state)
+    return torch.cat([state[f"{number}.{name}"].flatten() for number in range(count)])

@@ -10,7 +10,7 @@ from typing import NamedTuple
 from snet_cli.distributed import ALONE
 from snet_cli.training.delta import Delta
 from snet_cli.training.delta_batch import DeltaBatch
-from snet_cli.training.loop import Course, FitResult, Limits, Progress, Status
+from snet_cli.training.loop import Course, FitResult, Limits, Progress, RunState, Save, Status, keep_nothing
 
 
 class Together(NamedTuple):
@@ -20,13 +20,46 @@ class Together(NamedTuple):
     left: int
 
 
+class Task(NamedTuple):
+    """What else concerns one of the models.
+
+    Attributes
+    ----------
+    resume : RunState, optional
+        Where it goes on.
+    save : Save
+        As of `loop.run`.
+    watch : callable
+        Called after every iteration of it.
+    """
+
+    resume: RunState | None = None
+    save: Save = keep_nothing
+    watch: Callable[[Progress], None] = lambda progress: None
+
+
 @dataclass
 class _Run:
     """One model's course, how it ended, and its share of the time."""
 
     course: Course
+    method: Delta
+    tasks: Task
     status: Status | None = None
     seconds: float = 0.0
+
+    def save(self, batch: DeltaBatch, *, last: bool) -> None:
+        """Offer the state, which the batch has."""
+
+        def save(iteration: int, state: Callable[[], RunState], *, last: bool) -> None:
+            def whole() -> RunState:
+                batch.hand_back(self.method)
+                return state()
+
+            self.tasks.save(iteration, whole, last=last)
+
+        self.course.begin = self.course.clock() - self.seconds
+        self.course.save(save, last=last)
 
     def result(self, now: float) -> FitResult:
         assert self.status is not None
@@ -37,6 +70,7 @@ class _Run:
 def run_in_step(
     methods: Sequence[Delta],
     limits: Sequence[Limits],
+    tasks: Sequence[Task] | None = None,
     report: Callable[[Together], None] = lambda together: None,
     should_stop: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.perf_counter,
@@ -49,6 +83,8 @@ def run_in_step(
         As of `DeltaBatch`, at least one.
     limits : sequence of Limits
         Of each.
+    tasks : sequence of Task, optional
+        Of each.
     report : callable
         Called after every iteration.
     should_stop, clock : callable
@@ -59,23 +95,35 @@ def run_in_step(
     list of FitResult
         `seconds` is a model's share of the time.
     """
-    runs = [_Run(Course(method, limit, None, clock, ALONE)) for method, limit in zip(methods, limits, strict=True)]
+    runs = [
+        _Run(Course(method, limit, task.resume, clock, ALONE), method, task, seconds=_seconds(task))
+        for method, limit, task in zip(methods, limits, tasks or [Task()] * len(methods), strict=True)
+    ]
     batch, left = DeltaBatch(methods), runs
     while True:
         before, stopped = clock(), should_stop()
         for run in left:
             late: Status | None = "max-time" if before >= run.course.limits.deadline else None
             run.status = run.course.ended() or ("stopped" if stopped else late)
+            run.save(batch, last=run.status is not None)
         rows = [row for row, run in enumerate(left) if run.status is None]
         if not rows:
             return [run.result(clock()) for run in runs]
         if len(rows) < len(left):  # models that are done cost nothing more
             batch.keep(rows)
             left = [left[row] for row in rows]
+        before = clock()
         steps = batch.step()
         each = (clock() - before) / len(left)
         progress = [run.course.after(step, each) for run, step in zip(left, steps, strict=True)]
-        for run in left:
+        for run, own in zip(left, progress, strict=True):
             run.seconds += (clock() - before) / len(left)
+            if own is not None:
+                run.tasks.watch(own)
         if progress[0] is not None:
             report(Together(progress[0], len(left)))
+
+
+def _seconds(task: Task) -> float:
+    """Time that the model has had already."""
+    return 0.0 if task.resume is None else task.resume.seconds

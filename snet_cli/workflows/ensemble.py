@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -28,8 +28,10 @@ from snet_cli.errors import CheckpointError, NumericalError, UsageError
 from snet_cli.training.options import EnsembleOptions, FitOptions
 from snet_cli.workflows.ensemble_members import Member, MemberPlan, train_members
 from snet_cli.workflows.fit_data import FitData
+from snet_cli.workflows.fit_task import FitTask
+from snet_cli.workflows.member_runs import MemberName, MemberRun, member_key, member_names, open_metrics, saved_members
 from snet_cli.workflows.provenance import history_line, provenance
-from snet_cli.workflows.reporter import Reporter
+from snet_cli.workflows.resume import SavedRun
 from snet_cli.workflows.train_one import set_up
 from snet_cli.workflows.training_setup import STREAM_SPLIT, stream
 
@@ -37,7 +39,7 @@ WEIGHTS, NORMALIZATION = "ensemble", "ensemble_normalization"
 """Groups of a checkpoint that hold all members."""
 
 
-def check_ensemble(options: FitOptions, ensemble: EnsembleOptions, *, resume: bool, metrics: bool) -> None:
+def check_ensemble(task: FitTask, ensemble: EnsembleOptions) -> None:
     """Refuse what several models cannot be told together.
 
     Raises
@@ -46,23 +48,12 @@ def check_ensemble(options: FitOptions, ensemble: EnsembleOptions, *, resume: bo
     """
     if ensemble.seeds is not None and ensemble.folds is not None:
         raise UsageError("--seeds and --folds are two kinds of ensembles.", "Leave one of them out.")
-    if ensemble.folds is not None and options.validation is not None:
+    if ensemble.folds is not None and task.options.validation is not None:
         raise UsageError("--folds holds out trajectories of its own.", "Leave --validation out.")
-    if metrics:
-        raise UsageError("--metrics has one row per iteration of one model.", "Train the models one by one.")
-    if resume:
-        raise UsageError("an ensemble keeps no state that --resume could go on from.", "Train its models one by one.")
 
 
 def train_ensemble(
-    data: FitData,
-    options: FitOptions,
-    common: CommonOptions,
-    ensemble: EnsembleOptions,
-    device: torch.device,
-    report: Reporter,
-    started: float,
-    team: Team,
+    task: FitTask, data: FitData, ensemble: EnsembleOptions, device: torch.device
 ) -> tuple[Checkpoint, dict[str, Any]]:
     """Train all members, and put them into the checkpoint of the best.
 
@@ -72,12 +63,32 @@ def train_ensemble(
     answer : dict
         The summary of the best, with ``ensemble``.
     """
-    base = set_up(options, common, data.train, device, started, team=team)
-    plans = list(_plans(data, common, ensemble))
-    mine = range(team.rank, len(plans), team.size)
-    end = math.inf if options.max_time is None else started + options.max_time
-    mine_of_all = [plans[number] for number in mine]
-    trained = train_members(mine_of_all, options, base, data, device, report, end, team.place.local_size)
+    common, report, started, team = task.common, task.report, task.started, task.team
+    names = member_names(common, ensemble)
+    if ensemble.folds is not None and ensemble.folds > len(data.train):
+        count = len(data.train)
+        raise UsageError(
+            f"--folds {ensemble.folds} of {count} trajectories leaves some empty.", f"Give {count} or fewer."
+        )
+    saved = saved_members(task, ensemble)
+    parts = list(_parts(names, data, common))
+    keys = [member_key(task.options, member, data, name, ensemble.folds, device) for name, member, _ in parts]
+    for name, key in zip(names, keys, strict=True):
+        if name in saved:
+            saved[name].check_fits(key)
+    known = next(iter(saved.values()), None)
+    options = task.options if known is None else _settled(task.options, known, ensemble)
+    zero = None if known is None or ensemble.folds is not None else known.step_zero
+    base = set_up(options, common, data.train, device, started, zero, team)
+    with open_metrics(task, saved) as metrics:
+        plans = [
+            MemberPlan(member, part, MemberRun(task, name, key, saved.get(name), metrics))
+            for (name, member, part), key in zip(parts, keys, strict=True)
+        ]
+        mine = range(team.rank, len(plans), team.size)
+        end = math.inf if options.max_time is None else started + options.max_time
+        mine_of_all = [plans[number] for number in mine]
+        trained = train_members(mine_of_all, options, base, data, device, report, end, team.place.local_size)
     found = {number: member for number, member in zip(mine, trained, strict=True) if member is not None}
     members = _exchanged(found, team)
     if not members:
@@ -87,19 +98,27 @@ def train_ensemble(
     return _combined(members, data, ensemble)
 
 
-def _plans(data: FitData, common: CommonOptions, ensemble: EnsembleOptions) -> Iterator[MemberPlan]:
-    if ensemble.seeds is not None:
-        for seed in range(common.seed, common.seed + ensemble.seeds):
-            yield MemberPlan({"seed": seed}, common.model_copy(update={"seed": seed}), data)
-        return
-    count, folds = len(data.train), int(ensemble.folds or 0)
-    if folds > count:
-        raise UsageError(f"--folds {folds} of {count} trajectories leaves some empty.", f"Give {count} or fewer.")
+def _settled(options: FitOptions, known: SavedRun, ensemble: EnsembleOptions) -> FitOptions:
+    """What the run had settled for all members: the method, and the discretisation, which `--max-time` may have cut."""
+    mesh, method = known.step_zero.mesh, {"method": known.about["method"]}
+    if ensemble.folds is None:  # step 0 itself is the same
+        return options.model_copy(update=method)
+    return options.model_copy(update={**method, "order": mesh.basis.order, "elements": mesh.elements_of_longest})
+
+
+def _parts(
+    names: Sequence[MemberName], data: FitData, common: CommonOptions
+) -> Iterator[tuple[MemberName, CommonOptions, FitData]]:
+    """Of each member its seed, and the trajectories that it trains on and is judged by."""
+    count = len(data.train)
     order = np.random.default_rng(stream(common.seed, STREAM_SPLIT)).permutation(count)
-    for number, held in enumerate(np.array_split(order, folds)):
-        kept = np.setdiff1d(order, held)
-        part = FitData(data.train.select(kept), data.train.select(np.sort(held)), data.parents)
-        yield MemberPlan({"fold": number + 1}, common, part)
+    folds = np.array_split(order, len(names))
+    for name, held in zip(names, folds, strict=True):
+        if name.kind == "seed":
+            yield name, common.model_copy(update={"seed": name.number}), data
+        else:
+            kept = np.setdiff1d(order, held)
+            yield name, common, FitData(data.train.select(kept), data.train.select(np.sort(held)), data.parents)
 
 
 def _exchanged(found: dict[int, Member], team: Team) -> list[Member]:

@@ -15,13 +15,15 @@ from snet_cli.data.checkpoint_file import Checkpoint
 from snet_cli.data.options import CommonOptions
 from snet_cli.training.delta import Delta
 from snet_cli.training.delta_batch import models_at_once, why_not_in_step
-from snet_cli.training.loop import FitResult, Limits, run
-from snet_cli.training.loop_batch import Together, run_in_step
+from snet_cli.training.loop import FitResult, Limits, Progress, keep_nothing, run
+from snet_cli.training.loop_batch import Task, Together, run_in_step
 from snet_cli.training.options import FitOptions
 from snet_cli.workflows.fit_data import FitData
 from snet_cli.workflows.honest_end import rollout_score
+from snet_cli.workflows.member_runs import MemberRun
 from snet_cli.workflows.methods import build_training, resolve_method
 from snet_cli.workflows.reporter import Reporter
+from snet_cli.workflows.resume import StateWriter
 from snet_cli.workflows.side_by_side import models_beside, side_by_side
 from snet_cli.workflows.train_one import checkpoint_of, limits_of, summary_of, tick_of, with_estimates
 from snet_cli.workflows.training_plan import Ingredients, Training
@@ -64,26 +66,19 @@ class Member:
 
 @dataclass(frozen=True)
 class MemberPlan:
-    """What distinguishes a member: a seed and the trajectories that it trains on and is judged by."""
+    """What distinguishes a member: a seed, the trajectories that it trains on and is judged by, and its run."""
 
-    told: dict[str, int]
     common: CommonOptions
     data: FitData
-
-    @property
-    def words(self) -> str:
-        """``seed 3``."""
-        return ", ".join(f"{key} {value}" for key, value in self.told.items())
+    run: MemberRun
 
 
 class _Built(NamedTuple):
     """A member that is ready to train."""
 
     plan: MemberPlan
-    options: FitOptions
-    setup: Setup
+    parts: Ingredients
     training: Training
-    device: torch.device
 
 
 def train_members(
@@ -120,7 +115,7 @@ def train_members(
     later = (_built(plan, options, method, base, data, device) for plan in plans)  # each when it is its turn
     first = list(islice(later, size))
     built = chain(first, later)
-    reason = why_not_in_step([one.training.method for one in first])
+    reason = why_not_in_step([one.training.method for one in first], [plan.run.begun for plan in plans])
     if reason is not None:
         workers = models_beside(plans[0].common, base.trained.model, device, processes)
         if len(plans) > 1:
@@ -139,56 +134,84 @@ def train_members(
 def _built(
     plan: MemberPlan, options: FitOptions, method: str, base: Setup, data: FitData, device: torch.device
 ) -> _Built:
+    saved = plan.run.saved
     if plan.data.train is data.train:
         setup = prepare(options, plan.common, data.train, device, zero=base.step_zero, problem=base.problem)
     else:
         mesh = base.step_zero.mesh
         options = options.model_copy(update={"order": mesh.basis.order, "elements": mesh.elements_of_longest})
-        setup = prepare(options, plan.common, plan.data.train, device)
-    training = build_training(method, Ingredients(setup, plan.data, options, plan.common, device))
-    return _Built(plan, options, setup, training, device)
+        setup = prepare(options, plan.common, plan.data.train, device, zero=None if saved is None else saved.step_zero)
+    parts = Ingredients(setup, plan.data, options, plan.common, device, {} if saved is None else saved.about["settled"])
+    return _Built(plan, parts, build_training(method, parts))
 
 
 def _batch(built: Sequence[_Built], report: Reporter, seconds: float) -> list[Member | None]:
     """Train all of them in one batch, and score them."""
     begin = time.perf_counter()
-    limits = [limits_of(one.training, one.options, begin + TRAINING_SHARE * seconds) for one in built]
+    limits = [limits_of(one.training, one.parts.options, begin + TRAINING_SHARE * seconds) for one in built]
     methods = [one.training.method for one in built if isinstance(one.training.method, Delta)]
+    writers = [_checked(one, limit, report) for one, limit in zip(built, limits, strict=True)]
+    tasks = [
+        Task(one.plan.run.state(one.parts.device), writer or keep_nothing, one.plan.run.watch)
+        for one, writer in zip(built, writers, strict=True)
+    ]
 
     def tell(together: Together) -> None:
         report.progress(tick_of(together.progress, limits[0]))
 
-    results = run_in_step(methods, limits, tell, report.should_stop)
-    return [_scored(one, result, report, begin + seconds) for one, result in zip(built, results, strict=True)]
+    results = run_in_step(methods, limits, tasks, tell, report.should_stop)
+    return [
+        _scored(one, result, writer, report, begin + seconds)
+        for one, result, writer in zip(built, results, writers, strict=True)
+    ]
 
 
 def _alone(one: _Built, report: Reporter, end: float) -> Member | None:
     """Train and score one."""
-    begin = time.perf_counter()
-    report.detail(one.plan.words)
-    limits: Limits = limits_of(one.training, one.options, begin + TRAINING_SHARE * (end - begin))
+    begin, run_of = time.perf_counter(), one.plan.run
+    report.detail(run_of.name.words)
+    limits: Limits = limits_of(one.training, one.parts.options, begin + TRAINING_SHARE * (end - begin))
+    writer = _checked(one, limits, report)
+
+    def each(progress: Progress) -> None:
+        run_of.watch(progress)
+        report.progress(tick_of(progress, limits))
+
     result = run(
-        one.training.method, limits, lambda progress: report.progress(tick_of(progress, limits)), report.should_stop
+        one.training.method,
+        limits,
+        each,
+        report.should_stop,
+        resume=run_of.state(one.parts.device),
+        save=writer or keep_nothing,
     )
-    return _scored(one, result, report, end)
+    return _scored(one, result, writer, report, end)
 
 
-def _scored(one: _Built, result: FitResult, report: Reporter, end: float) -> Member | None:
+def _checked(one: _Built, limits: Limits, report: Reporter) -> StateWriter | None:
+    """What keeps the member's states, in the thread that trains it, once the state it goes on from is known to fit."""
+    one.plan.run.check(limits)
+    return one.plan.run.writer(one.parts, one.training, report)
+
+
+def _scored(one: _Built, result: FitResult, writer: StateWriter | None, report: Reporter, end: float) -> Member | None:
     """The member with its rollouts; None if its very first step diverged."""
     if result.status == "diverged" and result.iterations == 0:
+        if writer is not None:
+            writer.discard()
         return None
-    plan, training, device = one.plan, one.training, one.device
-    setup = with_estimates(one.setup, training)
+    plan, training, device = one.plan, one.training, one.parts.device
+    setup = with_estimates(one.parts.setup, training)
     left = max(min(end - time.perf_counter(), ROLLOUT_SECONDS), 0.1)
     scores = [
         None if part is None else rollout_score(setup.trained, part, device, report, left)
         for part in (plan.data.train, plan.data.validation)
     ]
     summary = summary_of(setup, training, result, scores[0], scores[1])
-    checkpoint = checkpoint_of(setup, training, result, summary, plan.data, one.options, plan.common, device)
+    checkpoint = checkpoint_of(setup, training, result, summary, plan.data, one.parts.options, plan.common, device)
     judge = scores[1] or scores[0]
     told = {
-        **plan.told,
+        plan.run.name.kind: plan.run.name.number,
         **{key: summary[key] for key in ("status", "iterations", "train_mse", "validation")},
         "score": None if judge is None else judge.mse,
         "diverged": 0 if judge is None else judge.diverged,

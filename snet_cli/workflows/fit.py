@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from contextlib import closing, nullcontext
 from typing import Any
 
-import numpy as np
 import torch
 
 from snet_cli.data.checkpoint_file import save_checkpoint
@@ -18,7 +17,7 @@ from snet_cli.data.options import CommonOptions
 from snet_cli.data.storage import check_no_input_is_overwritten, check_output, display
 from snet_cli.distributed import ALONE, Lane, Team, in_lanes
 from snet_cli.errors import UsageError
-from snet_cli.training.loop import FitResult, Limits, Progress, RunState, keep_nothing, run
+from snet_cli.training.loop import FitResult, Limits, Progress, keep_nothing, run
 from snet_cli.training.options import EnsembleOptions, FitOptions
 from snet_cli.workflows import device_choice
 from snet_cli.workflows.confidence import posterior_at_end
@@ -28,10 +27,10 @@ from snet_cli.workflows.fit_data import FitData, load_fit_data
 from snet_cli.workflows.fit_end import final_scores, require_a_model
 from snet_cli.workflows.fit_plan import notes_of, plan_of_fit, tell_setup
 from snet_cli.workflows.fit_slices import build_in_slices, require_same_reading
-from snet_cli.workflows.fit_task import Begun, FitTask, require_agreement
+from snet_cli.workflows.fit_task import Begun, FitTask, require_agreement, start_afresh
+from snet_cli.workflows.member_runs import check_member_outputs
 from snet_cli.workflows.methods import build_training, iterations_of, resolve_method
 from snet_cli.workflows.metrics_file import MetricsFile
-from snet_cli.workflows.provenance import history_line, provenance
 from snet_cli.workflows.reporter import Reporter, Silent
 from snet_cli.workflows.resources import peak_memory_mb
 from snet_cli.workflows.resume import (
@@ -40,16 +39,14 @@ from snet_cli.workflows.resume import (
     check_fit_output,
     find_state,
     fingerprint,
-    growth_of_state,
-    state_path,
 )
-from snet_cli.workflows.run_state import encode_state, on_device
+from snet_cli.workflows.run_state import on_device
+from snet_cli.workflows.run_writer import state_writer
 from snet_cli.workflows.sliced_data import SlicedData, load_slices, needs_slices
 from snet_cli.workflows.slices_end import estimates_in_slices
 from snet_cli.workflows.train_one import (
     checkpoint_of,
     limits_of,
-    resolved_options,
     search_end,
     set_threads_of_method,
     set_up,
@@ -57,7 +54,6 @@ from snet_cli.workflows.train_one import (
     tick_of,
     with_estimates,
 )
-from snet_cli.workflows.trained_model import to_checkpoint
 from snet_cli.workflows.training_plan import Ingredients, Training
 from snet_cli.workflows.training_setup import choose_model
 
@@ -134,11 +130,12 @@ def fit(
     )
     several = ensemble is not None and ensemble.wanted
     if ensemble is not None and several:
-        check_ensemble(task.options, ensemble, resume=resume, metrics=metrics is not None)
+        check_ensemble(task, ensemble)
     if dry_run:
         return plan_of_fit(task.train, task.options, task.common, task.report, task.started, team, several=several)
     _check_files(task)
     if ensemble is not None and several:
+        check_member_outputs(task, ensemble)
         with output_lock(output, display(output)) if team.is_lead and output != "-" else nullcontext():
             return _fit_ensemble(task, ensemble)
     if output == "-":
@@ -146,7 +143,7 @@ def fit(
     with output_lock(output, display(output)) if team.is_lead else nullcontext():
         saved = find_state(output, task.common.max_bytes, task.report) if resume else None
         if resume and saved is None:
-            _start_afresh(task)
+            start_afresh(task)
         return _fit(task, saved)
 
 
@@ -167,12 +164,6 @@ def _check_files(task: FitTask) -> None:
     if task.metrics is not None:
         check_no_input_is_overwritten(task.metrics, task.train, validation)
         check_output(task.metrics, force)
-
-
-def _start_afresh(task: FitTask) -> None:
-    """`--resume` where there is no state: a new run, unless that would overwrite a model."""
-    check_output(task.output, task.force)
-    task.report.note(f"there is no state of an earlier run ({state_path(display(task.output))}): starting afresh.")
 
 
 def _fit(task: FitTask, saved: SavedRun | None) -> dict[str, Any]:
@@ -224,7 +215,9 @@ def _train_and_write(task: FitTask, begun: Begun, run_key: dict[str, Any], saved
     limits = limits_of(training, options, _deadline(task))
     if saved is not None:
         saved.check_limit(limits.iterations)
-    writer = _state_writer(task, parts, training, run_key, saved)
+    writer = None  # where the model goes to stdout
+    if task.output != "-":
+        writer = state_writer(task.output, task.checkpoint_every, parts, training, run_key, saved, report)
     result = _train(task, training, limits, saved, writer, device)
     for remark in getattr(training.method, "remarks", ()):
         report.detail(remark)
@@ -276,9 +269,9 @@ def _fit_ensemble(task: FitTask, ensemble: EnsembleOptions) -> dict[str, Any]:
     (device,) = devices_to_time(devices, task.options, task.report, team, several=True)
     data = load_fit_data(task.train, task.options, common, task.report)
     team.require_same({f"{role} file": digest for role, digest in data.parents.items()})
-    checkpoint, answer = train_ensemble(data, task.options, common, ensemble, device, task.report, task.started, team)
+    checkpoint, answer = train_ensemble(task, data, ensemble, device)
     if team.is_lead:
-        save_checkpoint(task.output, checkpoint, force=task.force)
+        save_checkpoint(task.output, checkpoint, force=task.force or task.resume)
     members = answer["ensemble"]["members"]
     return {
         **answer,
@@ -338,32 +331,6 @@ def _build(task: FitTask, begun: Begun) -> Training:
     return training
 
 
-def _state_writer(
-    task: FitTask, parts: Ingredients, training: Training, run_key: dict[str, Any], saved: SavedRun | None
-) -> StateWriter | None:
-    """What keeps the state of this run; None where the model goes to stdout."""
-    if task.output == "-":
-        return None
-    setup, trained = parts.setup, parts.setup.trained
-    resolved = resolved_options(task.options, task.common, setup, training, parts.device)
-    record = provenance("fit", resolved, parents=parts.data.parents)
-    model = to_checkpoint(trained, {}, np.zeros((0, 4)), record, "", history_line(record, [parts.data.train.history]))
-    about = {
-        "run": run_key,
-        "method": training.method.name,
-        "threads": torch.get_num_threads(),
-        "processes": task.team.recorded,
-        "settled": dict(training.settled),
-    }
-
-    def encode(state: RunState, finished: dict[str, Any] | None) -> bytes:
-        return encode_state(model, {**about, "finished": finished}, state, setup.step_zero)
-
-    parameters = sum(p.numel() for p in trained.model.parameters())
-    growth = growth_of_state(task.options, parameters, training.iterations)
-    return StateWriter(task.output, task.checkpoint_every, encode, growth, saved, task.report, task.team)
-
-
 def _deadline(task: FitTask) -> float:
     """When training has to end, so that there is time for the final rollout."""
     most = task.options.max_time
@@ -381,8 +348,8 @@ def _train(
     """Run the method to one of its limits; its model holds the result."""
     # a copy: optimisers work in the arrays that they restore, and every lane restores the same
     state = None if saved is None else copy.deepcopy(on_device(saved.state, device))
-    iteration = None if saved is None else saved.state.iteration
-    with MetricsFile.open(task.metrics if task.team.is_lead else None, task.force, iteration) as metrics_file:
+    done = None if saved is None else {"": saved.state.iteration}
+    with MetricsFile.open(task.metrics if task.team.is_lead else None, task.force, done) as metrics_file:
 
         def each(progress: Progress) -> None:
             metrics_file.write(progress)

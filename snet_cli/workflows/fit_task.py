@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 
 from snet_cli.data.options import CommonOptions
 from snet_cli.data.shares import shares
+from snet_cli.data.storage import check_output, display
 from snet_cli.data.trajectory_slices import TrajectorySlices
 from snet_cli.distributed import Lane, Team, lanes_for
 from snet_cli.training.method_choice import MethodChoice
@@ -17,7 +18,7 @@ from snet_cli.training.options import FitOptions
 from snet_cli.workflows.build_shooting import SHOOTING_METHODS
 from snet_cli.workflows.fit_data import FitData
 from snet_cli.workflows.reporter import Reporter, Silent
-from snet_cli.workflows.resume import SavedRun
+from snet_cli.workflows.resume import SavedRun, state_path
 from snet_cli.workflows.sliced_data import SlicedData
 from snet_cli.workflows.slices_setup import SlicedSetup
 from snet_cli.workflows.training_plan import Ingredients, Training
@@ -110,3 +111,14 @@ def require_agreement(team: Team, run_key: dict[str, Any], data: FitData | Slice
     same |= {"state of the run": "none" if saved is None else f"iteration {saved.state.iteration}"}
     team.require_same({**same, **{f"option {key}": json.dumps(value) for key, value in run_key.items()}})
     shares(data.row_size, team.size)
+
+
+def start_afresh(task: FitTask) -> None:
+    """`--resume` where there is no state: a new run, unless that would overwrite a model.
+
+    Raises
+    ------
+    OutputError
+    """
+    check_output(task.output, task.force)
+    task.report.note(f"there is no state of an earlier run ({state_path(display(task.output))}): starting afresh.")

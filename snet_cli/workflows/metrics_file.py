@@ -1,8 +1,13 @@
-"""`--metrics FILE.csv`: one row per iteration, written as training goes, so that `tail -f` shows it."""
+"""`--metrics FILE.csv`: one row per iteration, written as training goes, so that `tail -f` shows it.
+
+With several models (`--seeds`, `--folds`) a last column says whose it is.
+"""
 
 from __future__ import annotations
 
 import csv
+import threading
+from collections.abc import Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Self, TextIO
@@ -11,50 +16,60 @@ from snet_cli.errors import OutputError
 from snet_cli.training.loop import Progress
 
 COLUMNS = ("iteration", "residual", "misfit", "total", "held_out", "seconds")
+MEMBER = "member"
+"""The column of several models."""
 
 
 class MetricsFile:
     """A CSV file that is open during training, or nothing."""
 
-    def __init__(self, stream: TextIO | None, begun: bool = False) -> None:
+    def __init__(self, stream: TextIO | None, columns: tuple[str, ...] = COLUMNS, *, begun: bool = False) -> None:
         self.stream = stream
         self.writer = None if stream is None else csv.writer(stream)
+        self.lock = threading.Lock()  # models side by side have a thread each
         if self.writer is not None and not begun:
-            self.writer.writerow(COLUMNS)
+            self.writer.writerow(columns)
 
     @classmethod
-    def open(cls, path: str | None, force: bool, iteration: int | None = None) -> Self:
+    def open(
+        cls, path: str | None, force: bool, done: Mapping[str, int] | None = None, *, several: bool = False
+    ) -> Self:
         """Open the file; an existing one is refused without `force`.
 
         Parameters
         ----------
-        iteration : int, optional
-            Where a resumed run goes on: rows of later iterations, which are done again, and a torn one give way.
+        done : mapping of str to int, optional
+            Where a resumed run goes on, by member ("" where there is one model): rows of later iterations, which are
+            done again, and a torn one give way.
+        several : bool
+            Whether rows name their model.
 
         Raises
         ------
         OutputError
             If it exists, or cannot be written.
         """
+        columns = (*COLUMNS, MEMBER) if several else COLUMNS
         if path is None:
             return cls(None)
         try:
-            if iteration is not None and Path(path).exists():
-                return cls(_cut(path, iteration), begun=True)
-            return cls(Path(path).open("w" if force else "x", newline="", encoding="utf-8"))
+            if done is not None and Path(path).exists():
+                return cls(_cut(path, columns, done), columns, begun=True)
+            return cls(Path(path).open("w" if force else "x", newline="", encoding="utf-8"), columns)
         except FileExistsError:
             raise OutputError(f"{path}: exists already.", "Use --force to overwrite it.") from None
         except OSError as error:
             raise OutputError(f"{path}: cannot be written: {error.strerror}.", "Choose another place.") from error
 
-    def write(self, progress: Progress) -> None:
+    def write(self, progress: Progress, *member: str) -> None:
         """Write one row and flush it: a person may be watching the file."""
         if self.writer is None or self.stream is None:
             return
         held_out = "" if progress.held_out is None else repr(progress.held_out)
         row = (progress.iteration, progress.residual, progress.misfit, progress.total, held_out, progress.seconds)
-        self.writer.writerow(row)
-        self.stream.flush()
+        with self.lock:
+            self.writer.writerow((*row, *member))
+            self.stream.flush()
 
     def __enter__(self) -> Self:
         return self
@@ -66,8 +81,8 @@ class MetricsFile:
             self.stream.close()
 
 
-def _cut(path: str, iteration: int) -> TextIO:
-    """The file, open for appending behind the row of this iteration.
+def _cut(path: str, columns: tuple[str, ...], done: Mapping[str, int]) -> TextIO:
+    """The file, open for appending behind the rows of these iterations.
 
     Raises
     ------
@@ -76,11 +91,16 @@ def _cut(path: str, iteration: int) -> TextIO:
     """
     stream = Path(path).open("r+", newline="", encoding="utf-8")
     head, *rows = stream.read().split("\r\n")
-    if head != ",".join(COLUMNS):
+    if head != ",".join(columns):
         stream.close()
-        raise OutputError(f"{path}: exists already, and is no file of metrics.", "Use another name.")
-    kept = [row for row in rows[:-1] if int(row.partition(",")[0]) <= iteration]
+        raise OutputError(f"{path}: exists already, and is no file of metrics like these.", "Use another name.")
+    kept = [row for row in rows[:-1] if _is_done(row.split(","), done)]
     stream.seek(0)
     stream.truncate()
     stream.write("\r\n".join([head, *kept, ""]))
     return stream
+
+
+def _is_done(cells: list[str], done: Mapping[str, int]) -> bool:
+    member = "".join(cells[len(COLUMNS) :])
+    return int(cells[0]) <= done.get(member, 0)
