@@ -38,6 +38,12 @@ IntArray = NDArray[np.int64]
 MEMBERS, OUTSIDE = 79, 1
 """Members, and how many of them a band leaves out at either side."""
 
+WIDER = 0.25
+"""What members are spread wider by than the Gauss-Newton covariance says, times the share of θ that the data leaves
+undetermined. It is that of forecasts linear in θ, at the very minimum of J; with weights that nothing determines neither
+is true, and bands of seven fits of vehicles held 93.4 % up to T, from 88 to 96, where they should hold 95 %. A model
+whose numbers the data determines, all of them, has the covariance as it is."""
+
 RTOL, ATOL = 1e-5, 1e-7
 """Tolerances of the members, unless those of the forecast are looser."""
 
@@ -113,10 +119,11 @@ class _Part(NamedTuple):
 
 
 def draw_changes(posterior: Posterior, seed: int) -> FloatArray:
-    """θ minus the estimate for every member, shape (MEMBERS, N_θ), from N(0, (L Lᵀ)⁻¹)."""
+    """θ minus the estimate for every member, shape (MEMBERS, N_θ), from N(0, w² (L Lᵀ)⁻¹), w from `WIDER`."""
     normal = np.random.default_rng([seed, STREAM_WEIGHTS]).standard_normal((MEMBERS, len(posterior.factor)))
     changes: FloatArray = solve_triangular(posterior.factor, normal.T, trans="T", lower=True).T
-    return changes
+    undetermined = 1.0 - posterior.effective / max(len(posterior.factor), 1)
+    return (1.0 + WIDER * undetermined) * changes
 
 
 def forecast_bands(
