@@ -42,9 +42,6 @@ def test_defaults_are_the_papers_setting():
 def test_one_seed_is_one_truth():
     plain = vehicle()
     for options in (
-        {"noise": 0.1},
-        {"missing": 0.3},
-        {"unknown_x0": True},
         {"trajectories": 9},
         {"noise": 1.0, "missing": 0.5, "unknown_x0": True},
     ):

@@ -90,7 +90,9 @@ def remove_outputs(output: str) -> None:
 # killed
 
 
-@pytest.mark.parametrize("command", ["simulate", "import", pytest.param("evaluate", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "command", ["import", *(pytest.param(c, marks=pytest.mark.slow) for c in ("simulate", "evaluate"))]
+)
 @rounds(1, 28)
 def test_a_killed_command_leaves_its_output_old_absent_or_complete(
     inputs: list[str], command: str, count: int, capsys: pytest.CaptureFixture[str]
@@ -194,7 +196,7 @@ def check_failed_or_done(command: str, code: int | None, said: str, old: bool) -
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-@rounds(2, 20)
+@rounds(1, 20)
 def test_a_limit_on_file_sizes_is_exit_5(
     inputs: list[str], command: str, count: int, capsys: pytest.CaptureFixture[str]
 ) -> None:
