@@ -35,7 +35,7 @@ from snet_cli.training.problem import Problem
 from snet_cli.training.refinement import Gain, Remesher, mesh_from_state, mesh_state
 from snet_cli.training.relaxed import RelaxedParts, nodes_of
 from snet_cli.training.relaxed_score import RelaxedScorer
-from snet_cli.training.warm_up import WarmUp
+from snet_cli.training.warm_up import ROUGH_IF_EXACT, WarmUp
 from snet_cli.training.weight_system import EASIER, HARDER, LEAST_DAMPING, MOST_DAMPING, START_DAMPING
 
 TRIES = 12
@@ -75,6 +75,8 @@ class Joint:
         Refines the mesh when the problem on it has converged; the mesh stays unless given.
     exact : bool
         Whether step 0 is as good as the truth.
+    rough : int
+        Iterations of L-BFGS in the warm-up, where it is.
     levels : Levels, optional
         Judges the levels of γ; all are taken for good unless given.
     memory : int
@@ -106,6 +108,7 @@ class Joint:
         threshold: Tensor | None = None,
         remesher: Remesher | None = None,
         exact: bool = False,
+        rough: int = ROUGH_IF_EXACT,
         levels: Levels | None = None,
         memory: int = DEFAULT_MEMORY,
         team: Team = ALONE,
@@ -128,7 +131,9 @@ class Joint:
             problem = replace(problem, weight=relaxed.quadrature.flatten())
             solved = solve_in_closed_form(model, problem.node_data(), team)
         learns = not solved and any(p.requires_grad for p in model.parameters())
-        self.warm_up = WarmUp(problem, model, exact and self.arrow.formed, team=team) if learns else None
+        self.warm_up = None
+        if learns:
+            self.warm_up = WarmUp(problem, model, exact and self.arrow.formed, rough=rough, team=team)
 
     def _use(self, relaxed: RelaxedParts, nodes: Tensor) -> None:
         self.nodes = self.begun = nodes  # the damping's measure is that of the first X

@@ -1,6 +1,7 @@
 """θ alone before X moves with it: δ-SNet on X of step 0, for as long as a network that knows nothing would spoil X.
 
-    rough:  L-BFGS, whose steps cost an evaluation each; a hundred of them make a network that X may listen to
+    rough:  L-BFGS, whose steps cost an evaluation each; a hundred of them make a network that X may listen to, and six
+            hundred, on exact data, one whose features carry Levenberg-Marquardt ten times as far as three hundred do
     fine:   on exact data, whose X is right, Levenberg-Marquardt until R has settled; under Huber's loss (`robust`)
             where few elements hold nearly all of R, which kinks do
 
@@ -29,8 +30,8 @@ from snet_cli.training.theta_lm import LevenbergMarquardtStep
 STEPS = 10
 """Steps of L-BFGS in an iteration."""
 
-ROUGH, ROUGH_IF_EXACT = 10, 30
-"""Iterations of L-BFGS, and on exact data."""
+ROUGH, ROUGH_IF_EXACT, ROUGH_IF_HURRIED = 10, 60, 30
+"""Iterations of L-BFGS, on exact data, and there where little time or few iterations are given."""
 
 FINE = 100
 """Most iterations of Levenberg-Marquardt, one step each, a fifth of the cost of a joint step."""
@@ -53,6 +54,8 @@ class WarmUp:
     model : Model
     exact : bool
         Whether step 0 is as good as the truth and N_θ² numbers are few, so that the fine part pays.
+    rough : int
+        Iterations of the rough part where it is exact.
     team : Team
 
     Attributes
@@ -62,13 +65,15 @@ class WarmUp:
         What the squared residuals of each element count, where not all count alike.
     """
 
-    def __init__(self, problem: Points, model: Model, exact: bool, *, team: Team = ALONE) -> None:
+    def __init__(
+        self, problem: Points, model: Model, exact: bool, *, rough: int = ROUGH_IF_EXACT, team: Team = ALONE
+    ) -> None:
         self.problem, self.model, self.team = problem, model, team
         self.share: Tensor | None = None
         self.fine_step = LevenbergMarquardtStep(problem, model, exact=True, team=team)
         self.plain = self.fine_step.residual
         self.rough_step = LbfgsStep(model, self.plain, team)
-        self.rough, self.fine = (ROUGH_IF_EXACT, FINE) if exact else (ROUGH, 0)
+        self.rough, self.fine = (rough, FINE) if exact else (ROUGH, 0)
         self.iteration, self.quiet, self.last = 0, 0, math.inf
 
     @property

@@ -13,7 +13,7 @@ from snet_cli.training.options import FitOptions
 from snet_cli.training.relaxed import channel_scale, known_noise, known_start_mask, relax
 from snet_cli.training.robust import as_tensor
 from snet_cli.training.starts import free_states
-from snet_cli.training.warm_up import FINE, ROUGH_IF_EXACT
+from snet_cli.training.warm_up import FINE, ROUGH_IF_EXACT, ROUGH_IF_HURRIED
 from snet_cli.workflows.build_alpha import is_exact, refined
 from snet_cli.workflows.remesh import DataRemesher
 from snet_cli.workflows.training_forecast import WindowForecast
@@ -39,6 +39,9 @@ and a kink between two samples needs elements that are smaller than their distan
 SCORE_GAMMA = 1e-4
 """γ of the held-out score: so small that X has to obey the model, as in a rollout from the best initial state. At γ
 of order 1 the score prefers models of the first levels, whose X only has to be near the model's trajectories."""
+
+ROUGH, HURRIED = "rough", 30.0
+"""Key of `Training.settled`: iterations of the rough warm-up; and seconds of `--max-time` below which there are few."""
 
 MEMORY_SHARE = 0.5
 """Share of `--max-memory` for the arrays of the normal equations; the rest holds the data, the graph and torch."""
@@ -68,6 +71,7 @@ def _build(parts: Ingredients) -> Training:
     levels = None
     if options.gamma == "auto" and noise is not None:
         levels = Levels(WindowForecast(parts), noise_misfit(counts, noise))
+    rough = rough_iterations(parts)
     method = Joint(
         parts.own_problem(problem),
         parts.own_relaxed(relaxed),
@@ -77,14 +81,26 @@ def _build(parts: Ingredients) -> Training:
         held_out=None if validation is None else validation.scorer(parts.team),
         threshold=None if zero.threshold is None else as_tensor(zero.threshold, parts.device),
         exact=known_exactly,
+        rough=rough,
         levels=levels,
         remesher=DataRemesher(parts, channels, rule, UNKNOWNS_PER_SAMPLE) if automatic else None,
         memory=joint_memory(parts.common.max_memory),
         team=parts.team,
     )
     longer = known_exactly and options.iterations is None
-    limit = iteration_limit(options, JOINT) + (ROUGH_IF_EXACT + FINE if longer else 0)
-    return Training(method, rule, limit, mesh=zero.mesh, validation=validation, team=parts.team)
+    limit = iteration_limit(options, JOINT) + (rough + FINE if longer else 0)
+    settled = {ROUGH: rough}
+    return Training(method, rule, limit, mesh=zero.mesh, validation=validation, settled=settled, team=parts.team)
+
+
+def rough_iterations(parts: Ingredients) -> int:
+    """Of the warm-up on exact data: few where the user gives little time; a resumed run keeps what it began with."""
+    if ROUGH in parts.settled:
+        return int(parts.settled[ROUGH])
+    options = parts.options
+    short = options.max_time is not None and options.max_time < HURRIED
+    few = options.iterations is not None and options.iterations < ROUGH_IF_EXACT + FINE
+    return ROUGH_IF_HURRIED if short or few else ROUGH_IF_EXACT
 
 
 def joint_memory(most: float | None) -> int:

@@ -80,7 +80,7 @@ def check_fit_output(output: str, force: bool) -> None:
 # What a state must agree with
 
 
-STATES = 3
+STATES = 4
 """Of what methods keep in a state; raised when one of them keeps something else, which an older state does not hold."""
 
 

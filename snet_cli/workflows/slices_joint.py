@@ -7,9 +7,9 @@ from dataclasses import replace
 from snet_cli.data.trajectory_slices import TrajectorySlices
 from snet_cli.training.joint import Joint
 from snet_cli.training.robust import as_tensor
-from snet_cli.training.warm_up import FINE, ROUGH_IF_EXACT
+from snet_cli.training.warm_up import FINE
 from snet_cli.workflows import memory
-from snet_cli.workflows.build_joint import JOINT, SCORE_GAMMA, noise_levels, prior_of_noise
+from snet_cli.workflows.build_joint import JOINT, ROUGH, SCORE_GAMMA, noise_levels, prior_of_noise, rough_iterations
 from snet_cli.workflows.methods import unknowns_notes
 from snet_cli.workflows.slices_parts import (
     channels_in_slices,
@@ -40,6 +40,7 @@ def joint_in_slices(parts: Ingredients, sliced: SlicedSetup, slices: TrajectoryS
     rule = rule_in_slices(parts, sliced, SCORE_GAMMA if options.gamma == "auto" else options.gamma, free=free)
     validation = validation_of(parts, rule)
     batch, kept = _memory(parts, sliced)
+    rough = rough_iterations(parts)
     method = Joint(
         replace(sliced.problem, room=kept),
         relaxed_slices(sliced, slices, channels, free=free),
@@ -49,18 +50,19 @@ def joint_in_slices(parts: Ingredients, sliced: SlicedSetup, slices: TrajectoryS
         held_out=None if validation is None else validation.scorer(team),
         threshold=None if setup.step_zero.threshold is None else as_tensor(setup.step_zero.threshold, parts.device),
         exact=known_exactly,
+        rough=rough,
         memory=batch,
         team=team,
     )
     longer = known_exactly and options.iterations is None
-    limit = iteration_limit(options, JOINT) + (ROUGH_IF_EXACT + FINE if longer else 0)
+    limit = iteration_limit(options, JOINT) + (rough + FINE if longer else 0)
     return Training(
         method,
         rule,
         limit,
         choices=(NOTE, *open_notes),
         validation=validation,
-        settled={IN_SLICES: True},
+        settled={IN_SLICES: True, ROUGH: rough},
         team=team,
     )
 
