@@ -84,11 +84,51 @@ def test_members_may_have_come_to_different_iterations(snet: Snet, folder, step)
 
 def test_a_finished_ensemble_stays_what_it_is(snet: Snet, folder):
     case = (*DELTA, "--seeds", 2, "-o", "e.h5", "--iterations", 6)
-    assert snet(*case).code == 0
-    first = load_checkpoint("e.h5").extra[WEIGHTS]
-    assert snet(*case, "--resume").code == 0
-    second = load_checkpoint("e.h5").extra[WEIGHTS]
-    assert all(np.array_equal(first[key], values) for key, values in second.items())
+    first = snet(*case, "--json").json
+    content = Path("e.h5").read_bytes()
+    done = snet(*case, "--resume", "--json")
+    assert "all models had finished; nothing is left to do." in done.err
+    assert (done.json["resumed_from"], done.json["ensemble"]) == (6, first["ensemble"])
+    assert Path("e.h5").read_bytes() == content
+
+
+def test_other_threads_are_told(snet: Snet, folder):
+    """Nobody chooses how many threads a model has: it depends on how many train beside it."""
+    case = (*DELTA, "--seeds", 2, "-o", "e.h5", "--iterations")
+    assert snet(*case, 4).code == 0
+    done = snet(*case, 5, "--resume", "--threads", 2)
+    assert (done.code, "seed 1 had 1 thread(s), and goes on with 2: other last digits." in done.err) == (0, True)
+
+
+def test_forced_runs_leave_no_state_of_earlier_members(snet: Snet, folder):
+    case = (*DELTA, "-o", "e.h5", "--iterations", 3)
+    assert snet(*case, "--seeds", 4).code == 0
+    assert snet(*case, "--seeds", 2, "--force").code == 0
+    assert {path.name for path in folder.glob("e.h5.*.resume")} == {"e.h5.seed0.resume", "e.h5.seed1.resume"}
+
+
+@pytest.mark.parametrize("name", ["e.h5", "e.h5.seed1.resume", "./e.h5.seed0.resume.previous"])
+def test_metrics_have_a_file_of_their_own(snet: Snet, folder, name):
+    done = snet(*DELTA, "-o", "e.h5", "--seeds", 2, "--metrics", name, "--force")
+    assert (done.code, "another output of this command has that name." in done.err) == (5, True)
+
+
+@pytest.mark.parametrize(
+    ("content", "code"), [(b"", 0), (b"iteration,resi", 0), (b"\xff\xfe", 5), (b"a,b\r\n1,2\r\n", 5)]
+)
+def test_a_torn_file_of_metrics_begins_anew_and_another_one_is_refused(snet: Snet, folder, content, code):
+    case = (*DELTA, "-o", "e.h5", "--seeds", 2, "--metrics", "m.csv")
+    assert snet(*case, "--iterations", 3).code == 0
+    Path("m.csv").write_bytes(content)
+    done = snet(*case, "--iterations", 4, "--resume")
+    assert (done.code, "is no file of metrics like these" in done.err) == (code, code == 5), done.err
+
+
+def test_a_row_without_a_number_is_no_row_of_metrics(snet: Snet, folder):
+    case = (*DELTA, "-o", "e.h5", "--seeds", 2, "--metrics", "m.csv")
+    assert snet(*case, "--iterations", 3).code == 0
+    Path("m.csv").write_bytes(Path("m.csv").read_bytes().replace(b"\r\n", b"\r\n\r\n"))
+    assert snet(*case, "--iterations", 4, "--resume").code == 5
 
 
 def test_what_lies_there_is_not_overwritten(snet: Snet, folder):
@@ -104,7 +144,6 @@ def test_what_lies_there_is_not_overwritten(snet: Snet, folder):
     ("flags", "text"),
     [
         (("--set", "prior=0.1"), "another configuration"),
-        (("--threads", 2), "was made with 1 thread(s), this run has 2."),
         (("--iterations", 2), "the run is at iteration 4, past the limit of 2."),
     ],
 )

@@ -85,7 +85,8 @@ def command(
                 force=run.force,
                 dry_run=run.dry_run,
                 metrics=run.metrics,
-                resume=kept.resume or team.place.restarts > 0,  # the launcher has started all processes anew
+                # the launcher has started all processes anew
+                resume=kept.resume or (team.place.restarts > 0 and target != "-"),
                 checkpoint_every=kept.checkpoint_every,
                 report=session.console,
                 started=process_started(),

@@ -189,8 +189,7 @@ def again(ctx: typer.Context) -> str:
         else:
             for one in value if isinstance(value, list | tuple) else [value]:
                 words += [param.opts[0], quoted(str(one))]
-    one_model = not (ctx.params.get("seeds") or ctx.params.get("folds"))  # an ensemble keeps no state
-    return " ".join([*words, "--resume"] if one_model else words)
+    return " ".join([*words, "--resume"])
 
 
 def counted(count: int, one: str, many: str = "") -> str:

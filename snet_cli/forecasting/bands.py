@@ -122,7 +122,7 @@ def draw_changes(posterior: Posterior, seed: int) -> FloatArray:
     """θ minus the estimate for every member, shape (MEMBERS, N_θ), from N(0, w² (L Lᵀ)⁻¹), w from `WIDER`."""
     normal = np.random.default_rng([seed, STREAM_WEIGHTS]).standard_normal((MEMBERS, len(posterior.factor)))
     changes: FloatArray = solve_triangular(posterior.factor, normal.T, trans="T", lower=True).T
-    undetermined = 1.0 - posterior.effective / max(len(posterior.factor), 1)
+    undetermined = min(max(1.0 - posterior.effective / max(len(posterior.factor), 1), 0.0), 1.0)
     return (1.0 + WIDER * undetermined) * changes
 
 

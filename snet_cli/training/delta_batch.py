@@ -41,14 +41,8 @@ def models_at_once(points: int, memory: float | None) -> int:
     return max(1, min(GROUP, int(room / (POINT_BYTES * max(points, 1)))))
 
 
-def why_not_in_step(methods: Sequence[Method], begun: Sequence[int] = ()) -> str | None:
-    """The reason why these cannot train in one batch; None if they can.
-
-    Parameters
-    ----------
-    begun : sequence of int
-        Iterations from which they go on.
-    """
+def why_not_in_step(methods: Sequence[Method]) -> str | None:
+    """The reason why these cannot train in one batch; None if they can."""
     deltas = [method for method in methods if isinstance(method, Delta)]
     if len(deltas) < len(methods):
         return f"method {methods[0].name} moves more than θ"
@@ -58,9 +52,13 @@ def why_not_in_step(methods: Sequence[Method], begun: Sequence[int] = ()) -> str
         return "f of this model is no sum of plain networks"
     if not all(p.requires_grad for method in deltas for p in method.model.parameters()):
         return "some of its weights are fixed"
-    if isinstance(deltas[0].theta, AdamStep) and len(set(begun)) > 1:
-        return "with Adam, models that have come to different iterations go on by themselves"
     return None
+
+
+def even(methods: Sequence[Method], begun: Sequence[int]) -> bool:
+    """Whether a batch can go on from these numbers of steps; that of Adam counts them for all models together."""
+    by_adam = any(isinstance(method, Delta) and isinstance(method.theta, AdamStep) for method in methods)
+    return not by_adam or len(set(begun)) == 1
 
 
 class DeltaBatch:
@@ -141,6 +139,12 @@ class DeltaBatch:
 
 Objective = Callable[[Tensor, Sequence[int]], tuple[Tensor, Tensor]]
 
+NUMBERS = 3
+"""Of an evaluation: the loss, R and the penalty."""
+
+MOMENTS = ("exp_avg", "exp_avg_sq")
+"""Names that torch's Adam has for its moments."""
+
 Remembered = Mapping[str, Tensor]
 """What an optimiser of one model keeps."""
 
@@ -166,7 +170,13 @@ class _Lbfgs:
 
     def step(self, evaluate: Objective) -> list[list[float]]:
         self.batch.step(evaluate)
-        return self.batch.numbers
+        numbers = self.batch.numbers
+        known = [m for m, found in enumerate(numbers) if len(found) < NUMBERS]
+        if known:  # restored with their losses alone, and no step has helped
+            asked, _ = evaluate(self.theta[known], known)
+            for m, found in zip(known, asked.tolist(), strict=True):
+                numbers[m] = found
+        return numbers
 
     def reopen(self) -> None:
         self.batch.reopen()
@@ -235,10 +245,6 @@ class _AdamBatch:
         moments = {name: torch.stack(parts) for name, parts in rows.items()}
         step = states[0]["0.step"].clone()
         self.optimizer.load_state_dict({**self.optimizer.state_dict(), "state": {0: {"step": step, **moments}}})
-
-
-MOMENTS = ("exp_avg", "exp_avg_sq")
-"""Names that torch's Adam has for them."""
 
 
 def _joined(state: Remembered, name: str) -> Tensor:

@@ -20,8 +20,8 @@ class Together(NamedTuple):
     left: int
 
 
-class Task(NamedTuple):
-    """What else concerns one of the models.
+class Upkeep(NamedTuple):
+    """What is done for one of the models beside its training.
 
     Attributes
     ----------
@@ -44,7 +44,7 @@ class _Run:
 
     course: Course
     method: Delta
-    tasks: Task
+    upkeep: Upkeep
     status: Status | None = None
     seconds: float = 0.0
 
@@ -56,7 +56,7 @@ class _Run:
                 batch.hand_back(self.method)
                 return state()
 
-            self.tasks.save(iteration, whole, last=last)
+            self.upkeep.save(iteration, whole, last=last)
 
         self.course.begin = self.course.clock() - self.seconds
         self.course.save(save, last=last)
@@ -70,7 +70,7 @@ class _Run:
 def run_in_step(
     methods: Sequence[Delta],
     limits: Sequence[Limits],
-    tasks: Sequence[Task] | None = None,
+    upkeep: Sequence[Upkeep] | None = None,
     report: Callable[[Together], None] = lambda together: None,
     should_stop: Callable[[], bool] = lambda: False,
     clock: Callable[[], float] = time.perf_counter,
@@ -83,7 +83,7 @@ def run_in_step(
         As of `DeltaBatch`, at least one.
     limits : sequence of Limits
         Of each.
-    tasks : sequence of Task, optional
+    upkeep : sequence of Upkeep, optional
         Of each.
     report : callable
         Called after every iteration.
@@ -96,8 +96,8 @@ def run_in_step(
         `seconds` is a model's share of the time.
     """
     runs = [
-        _Run(Course(method, limit, task.resume, clock, ALONE), method, task, seconds=_seconds(task))
-        for method, limit, task in zip(methods, limits, tasks or [Task()] * len(methods), strict=True)
+        _Run(Course(method, limit, own.resume, clock, ALONE), method, own, seconds=_seconds(own))
+        for method, limit, own in zip(methods, limits, upkeep or [Upkeep()] * len(methods), strict=True)
     ]
     batch, left = DeltaBatch(methods), runs
     while True:
@@ -119,11 +119,11 @@ def run_in_step(
         for run, own in zip(left, progress, strict=True):
             run.seconds += (clock() - before) / len(left)
             if own is not None:
-                run.tasks.watch(own)
+                run.upkeep.watch(own)
         if progress[0] is not None:
             report(Together(progress[0], len(left)))
 
 
-def _seconds(task: Task) -> float:
+def _seconds(of: Upkeep) -> float:
     """Time that the model has had already."""
-    return 0.0 if task.resume is None else task.resume.seconds
+    return 0.0 if of.resume is None else of.resume.seconds

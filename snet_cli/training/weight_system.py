@@ -115,7 +115,7 @@ def put_weights(parameters: list[nn.Parameter], theta: Tensor) -> None:
 
 
 def add_lower_gram(total: Tensor, rows: Tensor, sign: float = 1.0) -> None:
-    """Add ±AᵀA of A (Q, r) to `total` (r, r) on and below the diagonal; what is above is for `mirror` to write.
+    """Add ±AᵀA of A (Q, r) to `total` (r, r), of its dtype, on and below the diagonal; `mirror` writes what is above.
 
     In panels of a few rows of AᵀA: that is little more than half of the products, and all of them where they are kept.
     """

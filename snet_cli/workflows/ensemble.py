@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -29,9 +29,9 @@ from snet_cli.training.options import EnsembleOptions, FitOptions
 from snet_cli.workflows.ensemble_members import Member, MemberPlan, train_members
 from snet_cli.workflows.fit_data import FitData
 from snet_cli.workflows.fit_task import FitTask
-from snet_cli.workflows.member_runs import MemberName, MemberRun, member_key, member_names, open_metrics, saved_members
+from snet_cli.workflows.member_runs import MemberName, MemberRun, open_metrics
 from snet_cli.workflows.provenance import history_line, provenance
-from snet_cli.workflows.resume import SavedRun
+from snet_cli.workflows.resume import SavedRun, StateWriter
 from snet_cli.workflows.train_one import set_up
 from snet_cli.workflows.training_setup import STREAM_SPLIT, stream
 
@@ -53,9 +53,22 @@ def check_ensemble(task: FitTask, ensemble: EnsembleOptions) -> None:
 
 
 def train_ensemble(
-    task: FitTask, data: FitData, ensemble: EnsembleOptions, device: torch.device
+    task: FitTask,
+    data: FitData,
+    ensemble: EnsembleOptions,
+    device: torch.device,
+    keys: Mapping[MemberName, dict[str, Any]],
+    saved: Mapping[MemberName, SavedRun],
+    writers: list[StateWriter],
 ) -> tuple[Checkpoint, dict[str, Any]]:
     """Train all members, and put them into the checkpoint of the best.
+
+    Parameters
+    ----------
+    keys, saved : mapping
+        From `member_keys` and `saved_members`.
+    writers : list
+        Receives what keeps the states.
 
     Returns
     -------
@@ -64,26 +77,14 @@ def train_ensemble(
         The summary of the best, with ``ensemble``.
     """
     common, report, started, team = task.common, task.report, task.started, task.team
-    names = member_names(common, ensemble)
-    if ensemble.folds is not None and ensemble.folds > len(data.train):
-        count = len(data.train)
-        raise UsageError(
-            f"--folds {ensemble.folds} of {count} trajectories leaves some empty.", f"Give {count} or fewer."
-        )
-    saved = saved_members(task, ensemble)
-    parts = list(_parts(names, data, common))
-    keys = [member_key(task.options, member, data, name, ensemble.folds, device) for name, member, _ in parts]
-    for name, key in zip(names, keys, strict=True):
-        if name in saved:
-            saved[name].check_fits(key)
     known = next(iter(saved.values()), None)
     options = task.options if known is None else _settled(task.options, known, ensemble)
     zero = None if known is None or ensemble.folds is not None else known.step_zero
     base = set_up(options, common, data.train, device, started, zero, team)
     with open_metrics(task, saved) as metrics:
         plans = [
-            MemberPlan(member, part, MemberRun(task, name, key, saved.get(name), metrics))
-            for (name, member, part), key in zip(parts, keys, strict=True)
+            MemberPlan(member, part, MemberRun(task, name, keys[name], saved.get(name), metrics, writers))
+            for name, member, part in _parts(list(keys), data, common)
         ]
         mine = range(team.rank, len(plans), team.size)
         end = math.inf if options.max_time is None else started + options.max_time
@@ -96,6 +97,18 @@ def train_ensemble(
     if len(members) < len(plans):
         report.note(f"{len(plans) - len(members)} of {len(plans)} models diverged at once and are left out.")
     return _combined(members, data, ensemble)
+
+
+def require_a_trajectory_each(data: FitData, ensemble: EnsembleOptions) -> None:
+    """Refuse more folds than trajectories.
+
+    Raises
+    ------
+    UsageError
+    """
+    count, folds = len(data.train), ensemble.folds
+    if folds is not None and folds > count:
+        raise UsageError(f"--folds {folds} of {count} trajectories leaves some empty.", f"Give {count} or fewer.")
 
 
 def _settled(options: FitOptions, known: SavedRun, ensemble: EnsembleOptions) -> FitOptions:

@@ -14,9 +14,9 @@ import torch
 from snet_cli.data.checkpoint_file import Checkpoint
 from snet_cli.data.options import CommonOptions
 from snet_cli.training.delta import Delta
-from snet_cli.training.delta_batch import models_at_once, why_not_in_step
+from snet_cli.training.delta_batch import even, models_at_once, why_not_in_step
 from snet_cli.training.loop import FitResult, Limits, Progress, keep_nothing, run
-from snet_cli.training.loop_batch import Task, Together, run_in_step
+from snet_cli.training.loop_batch import Together, Upkeep, run_in_step
 from snet_cli.training.options import FitOptions
 from snet_cli.workflows.fit_data import FitData
 from snet_cli.workflows.honest_end import rollout_score
@@ -115,7 +115,7 @@ def train_members(
     later = (_built(plan, options, method, base, data, device) for plan in plans)  # each when it is its turn
     first = list(islice(later, size))
     built = chain(first, later)
-    reason = why_not_in_step([one.training.method for one in first], [plan.run.begun for plan in plans])
+    reason = why_not_in_step([one.training.method for one in first])
     if reason is not None:
         workers = models_beside(plans[0].common, base.trained.model, device, processes)
         if len(plans) > 1:
@@ -127,7 +127,12 @@ def train_members(
     members: list[Member | None] = []
     for begin in range(0, len(plans), size):
         group = list(islice(built, size))
-        members += _batch(group, report, (end - time.perf_counter()) * len(group) / (len(plans) - begin))
+        seconds = (end - time.perf_counter()) * len(group) / (len(plans) - begin)
+        if even([one.training.method for one in group], [one.plan.run.begun for one in group]):
+            members += _batch(group, report, seconds)
+            continue
+        report.detail(f"{len(group)} of them, which had come to different iterations, go on one after the other.")
+        members += side_by_side(group, len(group), _alone, report, time.perf_counter() + seconds, 1)
     return members
 
 
@@ -151,15 +156,15 @@ def _batch(built: Sequence[_Built], report: Reporter, seconds: float) -> list[Me
     limits = [limits_of(one.training, one.parts.options, begin + TRAINING_SHARE * seconds) for one in built]
     methods = [one.training.method for one in built if isinstance(one.training.method, Delta)]
     writers = [_checked(one, limit, report) for one, limit in zip(built, limits, strict=True)]
-    tasks = [
-        Task(one.plan.run.state(one.parts.device), writer or keep_nothing, one.plan.run.watch)
+    upkeep = [
+        Upkeep(one.plan.run.state(one.parts.device), writer or keep_nothing, one.plan.run.watch)
         for one, writer in zip(built, writers, strict=True)
     ]
 
     def tell(together: Together) -> None:
         report.progress(tick_of(together.progress, limits[0]))
 
-    results = run_in_step(methods, limits, tasks, tell, report.should_stop)
+    results = run_in_step(methods, limits, upkeep, tell, report.should_stop)
     return [
         _scored(one, result, writer, report, begin + seconds)
         for one, result, writer in zip(built, results, writers, strict=True)
@@ -190,7 +195,7 @@ def _alone(one: _Built, report: Reporter, end: float) -> Member | None:
 
 def _checked(one: _Built, limits: Limits, report: Reporter) -> StateWriter | None:
     """What keeps the member's states, in the thread that trains it, once the state it goes on from is known to fit."""
-    one.plan.run.check(limits)
+    one.plan.run.check(limits, report)
     return one.plan.run.writer(one.parts, one.training, report)
 
 
@@ -207,7 +212,11 @@ def _scored(one: _Built, result: FitResult, writer: StateWriter | None, report: 
         None if part is None else rollout_score(setup.trained, part, device, report, left)
         for part in (plan.data.train, plan.data.validation)
     ]
-    summary = summary_of(setup, training, result, scores[0], scores[1])
+    saved = plan.run.saved
+    summary = {
+        **summary_of(setup, training, result, scores[0], scores[1]),
+        "resumed_from": None if saved is None else saved.state.iteration,
+    }
     checkpoint = checkpoint_of(setup, training, result, summary, plan.data, one.parts.options, plan.common, device)
     judge = scores[1] or scores[0]
     told = {

@@ -22,15 +22,15 @@ from snet_cli.training.options import EnsembleOptions, FitOptions
 from snet_cli.workflows import device_choice
 from snet_cli.workflows.confidence import posterior_at_end
 from snet_cli.workflows.device_choice import devices_to_time, on_faster
-from snet_cli.workflows.ensemble import check_ensemble, train_ensemble
+from snet_cli.workflows.ensemble import check_ensemble, require_a_trajectory_each, train_ensemble
 from snet_cli.workflows.fit_data import FitData, load_fit_data
 from snet_cli.workflows.fit_end import final_scores, require_a_model
 from snet_cli.workflows.fit_plan import notes_of, plan_of_fit, tell_setup
 from snet_cli.workflows.fit_slices import build_in_slices, require_same_reading
 from snet_cli.workflows.fit_task import Begun, FitTask, require_agreement, start_afresh
-from snet_cli.workflows.member_runs import check_member_outputs
+from snet_cli.workflows.member_runs import check_member_outputs, finished_members, member_keys, saved_members
 from snet_cli.workflows.methods import build_training, iterations_of, resolve_method
-from snet_cli.workflows.metrics_file import MetricsFile
+from snet_cli.workflows.metrics_file import MetricsFile, check_metrics
 from snet_cli.workflows.reporter import Reporter, Silent
 from snet_cli.workflows.resources import peak_memory_mb
 from snet_cli.workflows.resume import (
@@ -39,6 +39,7 @@ from snet_cli.workflows.resume import (
     check_fit_output,
     find_state,
     fingerprint,
+    state_path,
 )
 from snet_cli.workflows.run_state import on_device
 from snet_cli.workflows.run_writer import state_writer
@@ -143,7 +144,7 @@ def fit(
     with output_lock(output, display(output)) if team.is_lead else nullcontext():
         saved = find_state(output, task.common.max_bytes, task.report) if resume else None
         if resume and saved is None:
-            start_afresh(task)
+            start_afresh(task, state_path(output))
         return _fit(task, saved)
 
 
@@ -162,6 +163,7 @@ def _check_files(task: FitTask) -> None:
     validation = task.options.validation if isinstance(task.options.validation, str) else None
     check_no_input_is_overwritten(task.output, task.train, validation)
     if task.metrics is not None:
+        check_metrics(task.metrics, task.output)
         check_no_input_is_overwritten(task.metrics, task.train, validation)
         check_output(task.metrics, force)
 
@@ -269,18 +271,32 @@ def _fit_ensemble(task: FitTask, ensemble: EnsembleOptions) -> dict[str, Any]:
     (device,) = devices_to_time(devices, task.options, task.report, team, several=True)
     data = load_fit_data(task.train, task.options, common, task.report)
     team.require_same({f"{role} file": digest for role, digest in data.parents.items()})
-    checkpoint, answer = train_ensemble(task, data, ensemble, device)
-    if team.is_lead:
-        save_checkpoint(task.output, checkpoint, force=task.force or task.resume)
-    members = answer["ensemble"]["members"]
-    return {
-        **answer,
+    require_a_trajectory_each(data, ensemble)
+    saved = saved_members(task, ensemble)
+    keys = member_keys(task, data, ensemble, device, saved)
+    first = next(iter(saved.values()), None)
+    if first is not None:
+        asked = _asked(task, first.about["method"])
+        if (earlier := finished_members(task, saved, len(keys), asked)) is not None:
+            return {**earlier, **_now(task, first), "resumed_from": earlier["iterations"]}
+    writers: list[StateWriter] = []
+    checkpoint, found = train_ensemble(task, data, ensemble, device, keys, saved, writers)
+    complete = not task.report.should_stop() and team.size == 1 and len(writers) == len(keys)
+    sha256 = save_checkpoint(task.output, checkpoint, force=task.force or task.resume) if team.is_lead else ""
+    members = found["ensemble"]["members"]
+    complete = complete and len(members) == len(keys) and all(one["status"] in FINISHED for one in members)
+    answer = {
+        **found,
         "seconds": task.seconds,
         "seconds_setup": task.seconds - sum(1e-3 * one["ms_per_iteration"] * one["iterations"] for one in members),
-        "ms_per_iteration": members[answer["ensemble"]["best"]]["ms_per_iteration"],
+        "ms_per_iteration": members[found["ensemble"]["best"]]["ms_per_iteration"],
         "peak_memory_mb": peak_memory_mb(),
         "output": task.output,
     }
+    ended = {"limits": _asked(task, found["method"]), "sha256": sha256, "result": answer} if complete else None
+    for writer in writers:
+        writer.finish(ended)
+    return answer
 
 
 def _asked(task: FitTask, method: str) -> dict[str, Any]:
@@ -294,8 +310,13 @@ def _finished(task: FitTask, saved: SavedRun) -> dict[str, Any] | None:
     if result is None:
         return None
     task.report.note(f"the run had finished at iteration {saved.state.iteration}; nothing is left to do.")
+    return {**result, **_now(task, saved)}
+
+
+def _now(task: FitTask, saved: SavedRun) -> dict[str, Any]:
+    """What of a finished run's result belongs to the command that found it finished."""
     own = {"resumed_from": saved.state.iteration, "seconds": task.seconds, "seconds_setup": task.seconds}
-    return {**result, **own, "peak_memory_mb": peak_memory_mb(), "output": task.output}
+    return {**own, "peak_memory_mb": peak_memory_mb(), "output": task.output}
 
 
 def _set_up(task: FitTask, data: FitData | SlicedData, device: torch.device, saved: SavedRun | None) -> Begun:

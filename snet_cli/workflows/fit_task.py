@@ -18,7 +18,7 @@ from snet_cli.training.options import FitOptions
 from snet_cli.workflows.build_shooting import SHOOTING_METHODS
 from snet_cli.workflows.fit_data import FitData
 from snet_cli.workflows.reporter import Reporter, Silent
-from snet_cli.workflows.resume import SavedRun, state_path
+from snet_cli.workflows.resume import SavedRun
 from snet_cli.workflows.sliced_data import SlicedData
 from snet_cli.workflows.slices_setup import SlicedSetup
 from snet_cli.workflows.training_plan import Ingredients, Training
@@ -113,12 +113,12 @@ def require_agreement(team: Team, run_key: dict[str, Any], data: FitData | Slice
     shares(data.row_size, team.size)
 
 
-def start_afresh(task: FitTask) -> None:
-    """`--resume` where there is no state: a new run, unless that would overwrite a model.
+def start_afresh(task: FitTask, path: str) -> None:
+    """`--resume` where there is no state, which would lie at `path`: a new run, unless that would overwrite a model.
 
     Raises
     ------
     OutputError
     """
     check_output(task.output, task.force)
-    task.report.note(f"there is no state of an earlier run ({state_path(display(task.output))}): starting afresh.")
+    task.report.note(f"there is no state of an earlier run ({display(path)}): starting afresh.")

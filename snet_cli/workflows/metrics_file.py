@@ -6,6 +6,7 @@ With several models (`--seeds`, `--folds`) a last column says whose it is.
 from __future__ import annotations
 
 import csv
+import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,10 +15,24 @@ from typing import Self, TextIO
 
 from snet_cli.errors import OutputError
 from snet_cli.training.loop import Progress
+from snet_cli.workflows.resume import previous_path, state_path
 
 COLUMNS = ("iteration", "residual", "misfit", "total", "held_out", "seconds")
 MEMBER = "member"
 """The column of several models."""
+
+
+def check_metrics(path: str, *outputs: str) -> None:
+    """Refuse the name of another output, or of a state beside one.
+
+    Raises
+    ------
+    OutputError
+    """
+    own = os.path.realpath(path)
+    for output in outputs:
+        if own in (os.path.realpath(name) for name in (output, state_path(output), previous_path(output))):
+            raise OutputError(f"{path}: another output of this command has that name.", "Choose another --metrics.")
 
 
 class MetricsFile:
@@ -27,8 +42,9 @@ class MetricsFile:
         self.stream = stream
         self.writer = None if stream is None else csv.writer(stream)
         self.lock = threading.Lock()  # models side by side have a thread each
-        if self.writer is not None and not begun:
+        if self.writer is not None and self.stream is not None and not begun:
             self.writer.writerow(columns)
+            self.stream.flush()
 
     @classmethod
     def open(
@@ -90,11 +106,17 @@ def _cut(path: str, columns: tuple[str, ...], done: Mapping[str, int]) -> TextIO
         If it is no file of metrics.
     """
     stream = Path(path).open("r+", newline="", encoding="utf-8")
-    head, *rows = stream.read().split("\r\n")
-    if head != ",".join(columns):
+    wanted = ",".join(columns)
+    try:
+        head, *rows = stream.read().split("\r\n")
+        if not rows and wanted.startswith(head):  # torn before it was complete
+            head = wanted
+        kept = [row for row in rows[:-1] if _is_done(row.split(","), done)]
+    except ValueError:  # no number, or no text at all
+        head = ""
+    if head != wanted:
         stream.close()
         raise OutputError(f"{path}: exists already, and is no file of metrics like these.", "Use another name.")
-    kept = [row for row in rows[:-1] if _is_done(row.split(","), done)]
     stream.seek(0)
     stream.truncate()
     stream.write("\r\n".join([head, *kept, ""]))

@@ -66,14 +66,26 @@ def check_fit_output(output: str, force: bool) -> None:
     ------
     OutputError
     """
-    states = () if output == "-" else (state_path(output), previous_path(output))
+    if output != "-":
+        check_states(output, force)
+    check_output(output, force)
+
+
+def check_states(output: str, force: bool) -> None:
+    """The same of the states alone.
+
+    Raises
+    ------
+    OutputError
+    """
+    states = (state_path(output), previous_path(output))
     there = [path for path in states if os.path.lexists(path)]
     if there and not force:
         raise OutputError(
             f"{display(there[0])}: exists already, the state of an earlier run.",
             "Go on with it: --resume; start over: --force; or choose another -o.",
         )
-    for path in (output, *states):
+    for path in states:
         check_output(path, force)
 
 
