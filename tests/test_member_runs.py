@@ -10,6 +10,7 @@ import pytest
 from snet_cli.data.checkpoint_file import load_checkpoint
 from snet_cli.data.trajectory_file import save_trajectories
 from snet_cli.workflows.ensemble import WEIGHTS
+from snet_cli.workflows.run_state import load_state
 from tests.command import Snet
 from tests.teams import together
 from tests.training_cases import spirals
@@ -175,3 +176,12 @@ def test_processes_go_on_with_what_one_began(snet: Snet, folder):
     lead, other = together(2, *case, "-o", "m.h5", "--metrics", "m.csv")
     told = lead.err + other.err  # by whichever comes first
     assert (lead.code, "--metrics: the models are shared by several processes." in told) == (2, True)
+
+
+def test_folds_know_the_noise_that_the_search_on_all_trajectories_has_told(snet: Snet, folder):
+    """On exact data a method would not know that it is exact otherwise."""
+    fit = ("fit", "t.h5", "-o", "e.h5", "--method", "delta", "--model", "mlp", "--set", "model.hidden=[4]")
+    assert snet(*fit, "--folds", 2, "--iterations", 1, "--threads", 1).code == 0
+    noise = [load_state(f"e.h5.fold{fold}.resume", 10**9)[3].noise for fold in (1, 2)]
+    assert np.isfinite(noise[0]).all()
+    np.testing.assert_array_equal(noise[0], noise[1])

@@ -25,7 +25,7 @@ from snet_cli.data.checkpoint_file import Checkpoint, encode_checkpoint, load_ch
 from snet_cli.data.options import CommonOptions
 from snet_cli.distributed import Team
 from snet_cli.errors import CheckpointError, NumericalError, UsageError
-from snet_cli.training.options import EnsembleOptions, FitOptions
+from snet_cli.training.options import EnsembleOptions
 from snet_cli.workflows.ensemble_members import Member, MemberPlan, train_members
 from snet_cli.workflows.fit_data import FitData
 from snet_cli.workflows.fit_task import FitTask
@@ -77,10 +77,16 @@ def train_ensemble(
         The summary of the best, with ``ensemble``.
     """
     common, report, started, team = task.common, task.report, task.started, task.team
-    known = next(iter(saved.values()), None)
-    options = task.options if known is None else _settled(task.options, known, ensemble)
-    zero = None if known is None or ensemble.folds is not None else known.step_zero
-    base = set_up(options, common, data.train, device, started, zero, team)
+    known, options, discretised, zero = next(iter(saved.values()), None), task.options, task.options, None
+    if known is not None:  # the method, and the discretisation, which `--max-time` may have cut short
+        options = discretised = options.model_copy(update={"method": known.about["method"]})
+        mesh = known.step_zero.mesh
+        if ensemble.folds is None:
+            zero = known.step_zero
+        else:
+            update = {"order": mesh.basis.order, "elements": mesh.elements_of_longest}
+            discretised = options.model_copy(update=update)
+    base = set_up(discretised, common, data.train, device, started, zero, team)
     with open_metrics(task, saved) as metrics:
         plans = [
             MemberPlan(member, part, MemberRun(task, name, keys[name], saved.get(name), metrics, writers))
@@ -109,14 +115,6 @@ def require_a_trajectory_each(data: FitData, ensemble: EnsembleOptions) -> None:
     count, folds = len(data.train), ensemble.folds
     if folds is not None and folds > count:
         raise UsageError(f"--folds {folds} of {count} trajectories leaves some empty.", f"Give {count} or fewer.")
-
-
-def _settled(options: FitOptions, known: SavedRun, ensemble: EnsembleOptions) -> FitOptions:
-    """What the run had settled for all members: the method, and the discretisation, which `--max-time` may have cut."""
-    mesh, method = known.step_zero.mesh, {"method": known.about["method"]}
-    if ensemble.folds is None:  # step 0 itself is the same
-        return options.model_copy(update=method)
-    return options.model_copy(update={**method, "order": mesh.basis.order, "elements": mesh.elements_of_longest})
 
 
 def _parts(

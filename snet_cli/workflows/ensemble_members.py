@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, islice
 from typing import Any, NamedTuple
 
@@ -18,6 +18,7 @@ from snet_cli.training.delta_batch import even, models_at_once, why_not_in_step
 from snet_cli.training.loop import FitResult, Limits, Progress, keep_nothing, run
 from snet_cli.training.loop_batch import Together, Upkeep, run_in_step
 from snet_cli.training.options import FitOptions
+from snet_cli.training.step_zero import StepZero
 from snet_cli.workflows.fit_data import FitData
 from snet_cli.workflows.honest_end import rollout_score
 from snet_cli.workflows.member_runs import MemberRun
@@ -27,7 +28,7 @@ from snet_cli.workflows.resume import StateWriter
 from snet_cli.workflows.side_by_side import models_beside, side_by_side
 from snet_cli.workflows.train_one import checkpoint_of, limits_of, summary_of, tick_of, with_estimates
 from snet_cli.workflows.training_plan import Ingredients, Training
-from snet_cli.workflows.training_setup import Setup, prepare
+from snet_cli.workflows.training_setup import Setup, fit_step_zero, prepare
 
 ROLLOUT_SECONDS = 30.0
 """Seconds that the rollouts of a member may take at most."""
@@ -143,11 +144,21 @@ def _built(
     if plan.data.train is data.train:
         setup = prepare(options, plan.common, data.train, device, zero=base.step_zero, problem=base.problem)
     else:
-        mesh = base.step_zero.mesh
-        options = options.model_copy(update={"order": mesh.basis.order, "elements": mesh.elements_of_longest})
-        setup = prepare(options, plan.common, plan.data.train, device, zero=None if saved is None else saved.step_zero)
+        zero = _zero_of_part(plan, options, base) if saved is None else saved.step_zero
+        setup = prepare(options, plan.common, plan.data.train, device, zero=zero)
     parts = Ingredients(setup, plan.data, options, plan.common, device, {} if saved is None else saved.about["settled"])
     return _Built(plan, parts, build_training(method, parts))
+
+
+def _zero_of_part(plan: MemberPlan, options: FitOptions, base: Setup) -> StepZero:
+    """Step 0 of a member's trajectories on the discretisation of all, whose search has told the noise as well.
+
+    Without it the method would not know exact data, which it trains on in another way.
+    """
+    mesh = base.step_zero.mesh
+    fixed = options.model_copy(update={"order": mesh.basis.order, "elements": mesh.elements_of_longest})
+    zero = fit_step_zero(fixed, plan.common, plan.data.train, base.choice, base.layout)
+    return replace(zero, noise=base.step_zero.noise)
 
 
 def _batch(built: Sequence[_Built], report: Reporter, seconds: float) -> list[Member | None]:
