@@ -66,9 +66,11 @@ def check_fit_output(output: str, force: bool) -> None:
     ------
     OutputError
     """
-    if output != "-":
-        check_states(output, force)
+    if output == "-":
+        return
+    _require_no_state(output, force)
     check_output(output, force)
+    check_states(output, force)
 
 
 def check_states(output: str, force: bool) -> None:
@@ -78,15 +80,18 @@ def check_states(output: str, force: bool) -> None:
     ------
     OutputError
     """
-    states = (state_path(output), previous_path(output))
-    there = [path for path in states if os.path.lexists(path)]
+    _require_no_state(output, force)
+    for path in (state_path(output), previous_path(output)):
+        check_output(path, force)
+
+
+def _require_no_state(output: str, force: bool) -> None:
+    there = [path for path in (state_path(output), previous_path(output)) if os.path.lexists(path)]
     if there and not force:
         raise OutputError(
             f"{display(there[0])}: exists already, the state of an earlier run.",
             "Go on with it: --resume; start over: --force; or choose another -o.",
         )
-    for path in states:
-        check_output(path, force)
 
 
 # What a state must agree with
