@@ -26,7 +26,7 @@ from snet_cli.data.options import CommonOptions
 from snet_cli.distributed import Team
 from snet_cli.errors import CheckpointError, NumericalError, UsageError
 from snet_cli.training.options import EnsembleOptions
-from snet_cli.workflows.ensemble_members import Member, MemberPlan, train_members
+from snet_cli.workflows.ensemble_members import Member, MemberPlan, on_mesh, train_members
 from snet_cli.workflows.fit_data import FitData
 from snet_cli.workflows.fit_task import FitTask
 from snet_cli.workflows.member_runs import MemberName, MemberRun, open_metrics
@@ -80,12 +80,10 @@ def train_ensemble(
     known, options, discretised, zero = next(iter(saved.values()), None), task.options, task.options, None
     if known is not None:  # the method, and the discretisation, which `--max-time` may have cut short
         options = discretised = options.model_copy(update={"method": known.about["method"]})
-        mesh = known.step_zero.mesh
         if ensemble.folds is None:
             zero = known.step_zero
         else:
-            update = {"order": mesh.basis.order, "elements": mesh.elements_of_longest}
-            discretised = options.model_copy(update=update)
+            discretised = on_mesh(options, known.step_zero.mesh)
     base = set_up(discretised, common, data.train, device, started, zero, team)
     with open_metrics(task, saved) as metrics:
         plans = [
@@ -126,7 +124,7 @@ def _parts(
     folds = np.array_split(order, len(names))
     for name, held in zip(names, folds, strict=True):
         if name.kind == "seed":
-            yield name, common.model_copy(update={"seed": name.number}), data
+            yield name, name.seeded(common), data
         else:
             kept = np.setdiff1d(order, held)
             yield name, common, FitData(data.train.select(kept), data.train.select(np.sort(held)), data.parents)

@@ -13,6 +13,7 @@ import torch
 
 from snet_cli.data.checkpoint_file import Checkpoint
 from snet_cli.data.options import CommonOptions
+from snet_cli.spectral.mesh import Mesh
 from snet_cli.training.delta import Delta
 from snet_cli.training.delta_batch import even, models_at_once, why_not_in_step
 from snet_cli.training.loop import FitResult, Limits, Progress, keep_nothing, run
@@ -150,13 +151,17 @@ def _built(
     return _Built(plan, parts, build_training(method, parts))
 
 
+def on_mesh(options: FitOptions, mesh: Mesh) -> FitOptions:
+    """The options with order and elements of this mesh."""
+    return options.model_copy(update={"order": mesh.basis.order, "elements": mesh.elements_of_longest})
+
+
 def _zero_of_part(plan: MemberPlan, options: FitOptions, base: Setup) -> StepZero:
     """Step 0 of a member's trajectories on the discretisation of all, whose search has told the noise as well.
 
     Without it the method would not know exact data, which it trains on in another way.
     """
-    mesh = base.step_zero.mesh
-    fixed = options.model_copy(update={"order": mesh.basis.order, "elements": mesh.elements_of_longest})
+    fixed = on_mesh(options, base.step_zero.mesh)
     zero = fit_step_zero(fixed, plan.common, plan.data.train, base.choice, base.layout)
     return replace(zero, noise=base.step_zero.noise)
 

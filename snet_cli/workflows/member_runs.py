@@ -44,6 +44,10 @@ class MemberName(NamedTuple):
         """For people, and for the column of `--metrics`."""
         return f"{self.kind} {self.number}"
 
+    def seeded(self, common: CommonOptions) -> CommonOptions:
+        """The common options with its own seed, where that is what differs."""
+        return common.model_copy(update={"seed": self.number}) if self.kind == "seed" else common
+
     def beside(self, output: str) -> str:
         """The path beside which its states lie."""
         return f"{output}.{self.kind}{self.number}"
@@ -121,9 +125,7 @@ def member_keys(
     """
     choice, keys = choose_model(task.options, data.shell), {}
     for name in member_names(task.common, ensemble):
-        seed = name.number if name.kind == "seed" else task.common.seed
-        own = task.common.model_copy(update={"seed": seed})
-        key = fingerprint(task.options, own, device, choice, data.parents)
+        key = fingerprint(task.options, name.seeded(task.common), device, choice, data.parents)
         keys[name] = key if ensemble.folds is None else {**key, "fold": f"{name.number} of {ensemble.folds}"}
         if name in saved:
             saved[name].check_fits(keys[name])

@@ -69,8 +69,8 @@ def check_fit_output(output: str, force: bool) -> None:
     if output == "-":
         return
     _require_no_state(output, force)
-    check_output(output, force)
-    check_states(output, force)
+    for path in (output, state_path(output), previous_path(output)):
+        check_output(path, force)
 
 
 def check_states(output: str, force: bool) -> None:
