@@ -8,7 +8,8 @@ import pytest
 from snet_cli.errors import OutputError
 from snet_cli.evaluation.error_plots import draw_error_by_horizon, draw_learning_curve
 from snet_cli.evaluation.forecast_plots import draw_forecast, draw_plane, position_pairs
-from snet_cli.evaluation.plots import check_folder, draw_pictures, render, write_pictures
+from snet_cli.evaluation.picture_folder import check_folder
+from snet_cli.evaluation.plots import draw_pictures, render, write_pictures
 from snet_cli.forecasting.rollout import rollout
 from snet_cli.forecasting.windows import plan_windows
 from tests.forecasts import hand_made, oscillator, recordings, without_samples

@@ -203,6 +203,29 @@ def test_a_network_in_single_precision_is_close_to_one_in_double(activation):
     assert b.numpy() == pytest.approx(a.numpy(), abs=1e-5)  # a few hundred products of size 1 in 24 bits
 
 
+@pytest.mark.parametrize(
+    ("states", "options"),
+    [
+        (("a", "b", "c"), {}),
+        (("a", "b", "c"), {"angles": ["b", "u"], "exclude": ["c"], "time": True, "activation": "sin"}),
+        (("a", "b", "c"), {"second_order": {"c": "a"}, "hidden": [7], "activation": "softplus"}),
+        (("a", "u_lag", "b"), {"second_order": {"b": "a"}, "input_lag": "shared", "activation": "silu"}),
+    ],
+    ids=["plain", "angles and time", "second order", "lag"],
+)
+@pytest.mark.parametrize("dtype", [F64, torch.float32])
+def test_rates_for_an_integration_are_those_of_the_model(states, options, dtype):
+    model = mlp(states, ("u",), dtype=dtype, **options)
+    t, x, u = points(50, 3, 1)
+    x, u = 1e3 + 10.0 * x, 1e-3 * u
+    model.fit_normalization(node_data(t, x, u, 3.0 * x))
+    with torch.no_grad():
+        frozen, expected = model.frozen(), model(t, x, u)
+        # normalised channels have size 1 behind a subtraction that is exact up to their distance from zero
+        loss = 1e3 / 10.0 * torch.finfo(dtype).eps
+        assert frozen(t, x, u).numpy() == pytest.approx(expected.numpy(), rel=1e2 * loss, abs=1e2 * loss)
+
+
 @pytest.mark.parametrize("shape", [(), (7,), (3, 4, 5)])
 def test_any_leading_shape_is_accepted(shape):
     model = mlp(("q", "v"), ("u",), second_order={"q": "v"}, angles=["q"], time=True)

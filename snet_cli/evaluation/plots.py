@@ -17,43 +17,17 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from snet_cli.data.storage import check_output, display, write_atomic
-from snet_cli.errors import OutputError
+from snet_cli.data.storage import write_atomic
 from snet_cli.evaluation.error_plots import draw_error_by_horizon, draw_learning_curve
 from snet_cli.evaluation.forecast_plots import draw_forecast, draw_plane
+from snet_cli.evaluation.picture_folder import check_folder
 from snet_cli.forecasting.bands import Bands
 from snet_cli.forecasting.rollout import Forecast
 
 FloatArray = NDArray[np.float64]
 
-FILES = ("forecast.png", "plane.png", "error_by_horizon.png", "learning_curve.png")
-"""All pictures; those that have nothing to show are not drawn."""
-
 RESOLUTION = 130
 """Dots per inch."""
-
-
-def check_folder(folder: str | Path, force: bool = False) -> None:
-    """Find out, before any work, whether the pictures can be written; makes the folder.
-
-    Raises
-    ------
-    OutputError
-        If it is a file, cannot be made, or holds one of the pictures already and `force` is false.
-    """
-    try:
-        Path(folder).mkdir(exist_ok=True)
-    except FileNotFoundError:
-        parent = display(Path(folder).parent)
-        raise OutputError(f"{display(folder)}: there is no folder {parent}.", "Make it first: mkdir -p") from None
-    except FileExistsError:
-        raise OutputError(f"{display(folder)}: is a file, expected a folder.", "Choose another --plot.") from None
-    except OSError as problem:
-        raise OutputError(
-            f"{display(folder)}: the folder cannot be made: {problem.strerror}.", "Choose another --plot."
-        ) from None
-    for name in FILES:
-        check_output(Path(folder) / name, force)
 
 
 def draw_pictures(

@@ -9,7 +9,8 @@ own, and nothing else in the program has to know about them.
 from __future__ import annotations
 
 import itertools
-from typing import NamedTuple, Self
+from collections.abc import Callable
+from typing import NamedTuple, Self, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -18,6 +19,9 @@ from snet_cli.models.elementwise import Sine
 from snet_cli.models.jacobian import PointJacobians
 from snet_cli.models.options import Activation, ModelOptions
 from snet_cli.models.stacks import StackForm
+
+Rates: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]
+"""ẋ (Q, n) in float64 from t (Q,), x (Q, n) and u (Q, m + c) in float64, with fixed weights."""
 
 
 class StateSpace(NamedTuple):
@@ -93,6 +97,17 @@ class Model(nn.Module):
             Inputs, then known constants.
         """
         return self.from_features(*self.features(t, x, u))
+
+    def frozen(self) -> Rates:
+        """F with the weights that the model has now, for an integration: in the model's dtype, float64 outside."""
+        dtype = next((p.dtype for p in self.parameters()), torch.float64)
+
+        def rates(t: Tensor, x: Tensor, u: Tensor) -> Tensor:
+            parts = self.features(t, x, u)
+            result: Tensor = self.from_features(*(part.to(dtype) for part in parts)).double()
+            return result
+
+        return rates
 
     def closed_form_jacobians(self, t: Tensor, x: Tensor, u: Tensor) -> PointJacobians | None:
         """f, ∂f/∂x and ∂f/∂θ where there is a formula for them; None where they are left to automatic differentiation.

@@ -26,7 +26,7 @@ from snet_cli.evaluation.coverage import judge_bands
 from snet_cli.evaluation.csv_out import forecast_csv
 from snet_cli.evaluation.ensemble import ensemble_scores
 from snet_cli.evaluation.options import EvaluateOptions
-from snet_cli.evaluation.plots import check_folder, write_pictures
+from snet_cli.evaluation.picture_folder import check_folder
 from snet_cli.evaluation.report import Relaxed, build_report
 from snet_cli.evaluation.requirements import parse_requirements
 from snet_cli.forecasting.bands import Bands, with_bands
@@ -217,7 +217,7 @@ def _in_one_piece(task: EvaluateTask) -> dict[str, Any]:
             earlier = (task.loaded.checkpoint.history, data.history)
             _write(task.output, forecast, bands, task.record(data_file.sha256), earlier, task.force)
         if options.plot is not None:
-            pictures = write_pictures(options.plot, forecast, task.losses, task.force, bands)
+            pictures = _draw(task, forecast, bands)
     summary = build_report(
         forecast,
         integrator=options.integrator,
@@ -273,11 +273,18 @@ def _in_slices(task: EvaluateTask) -> dict[str, Any]:
     pictures: list[Path] = []
     if found.pictured is not None and found.pictured.forecasts:
         forecast, bands = found.pictured.together()
-        pictures = write_pictures(str(options.plot), forecast, task.losses, task.force, bands, found.pictured.total)
+        pictures = _draw(task, forecast, bands, found.pictured.total)
     summary = replace(
         found.report, seconds=time.perf_counter() - task.started, pictures=tuple(str(path) for path in pictures)
     )
     return {"command": "evaluate", **summary.to_json(), "ensemble": found.ensemble}
+
+
+def _draw(task: EvaluateTask, forecast: Forecast, bands: Bands | None, total: int | None = None) -> list[Path]:
+    """The pictures, of some of `total` forecasts."""
+    from snet_cli.evaluation.plots import write_pictures  # matplotlib: not before it is needed
+
+    return write_pictures(str(task.options.plot), forecast, task.losses, task.force, bands, total)
 
 
 def _require_rule(trained: TrainedModel, path: str) -> RelaxedRule:

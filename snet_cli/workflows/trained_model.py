@@ -12,7 +12,6 @@ from typing import Any
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor
 
 from snet_cli.data.checkpoint_file import Checkpoint
 from snet_cli.data.posterior import GROUP, Posterior
@@ -74,14 +73,8 @@ class TrainedModel:
         """What `forecasting` needs: f in float64 on the device, and names and scales."""
         model = self.model.to(device)
         dtype = next((p.dtype for p in model.parameters()), torch.float64)
-
-        def derivative(t: Tensor, x: Tensor, u: Tensor) -> Tensor:
-            parts = model.features(t, x, u)
-            result: Tensor = model.from_features(*(part.to(dtype) for part in parts)).double()
-            return result
-
         return ForecastModel(
-            derivative=derivative,
+            derivative=model.frozen(),
             state_names=self.layout.states,
             output_names=self.layout.outputs,
             observation=self.layout.observation,
