@@ -282,7 +282,7 @@ def test_an_error_of_one_ends_all(data):
 LONG = ("fit", "t.h5", "-o", "m.h5", *METHODS["delta-paper"][1:], *SMALL, "--checkpoint-every", "10it", "-q")
 
 
-@pytest.mark.parametrize(("killed", "survivor"), [(1, 0), (0, 1)])
+@pytest.mark.parametrize(("killed", "survivor"), [(1, 0), pytest.param(0, 1, marks=pytest.mark.slow)])
 def test_a_killed_process_ends_the_others_and_the_state_goes_on(data, killed, survivor):
     team = Team([(*LONG, "--iterations", 100_000)] * 2)
     _wait_for_state(team)

@@ -50,7 +50,7 @@ def test_members_are_the_models_that_their_seeds_make_alone(snet: Snet, folder):
     assert spread["min"] <= spread["mean"] <= spread["max"]
 
 
-@pytest.mark.parametrize(("step", "tolerance"), [("adam", 2.2), ("lbfgs", 0.05)])
+@pytest.mark.parametrize(("step", "tolerance"), [("adam", 2.2), pytest.param("lbfgs", 0.05, marks=pytest.mark.slow)])
 def test_members_that_end_at_different_iterations_end_where_they_do_alone(snet: Snet, folder, step, tolerance):
     """On one thread to the last bit; Adam adds up the ends of its arrays in another order than their middle."""
     fit = ("fit", *WORDS, "--threads", 1, "--iterations", 60, "--tolerance", tolerance)

@@ -129,6 +129,7 @@ def test_a_window_without_a_measured_value_falls_back():
     assert forecast.start_kind[1].tolist() == [1, 1]
 
 
+@pytest.mark.slow
 def test_a_guess_that_diverges_in_the_window_starts_again_from_the_mean_start():
     def cubic(t, x, u):  # blows up before t = 1 from x > 1, decays from the fitted start
         return torch.stack([x[:, 0] ** 3 - 2.0 * x[:, 0], -x[:, 1]], -1)

@@ -45,7 +45,7 @@ def rows(path: str) -> list[list[str]]:
     [
         (*DELTA, "--seeds", 3),
         pytest.param((*DELTA, "--seeds", 2, "--set", "theta_step.name=adam"), marks=pytest.mark.slow),
-        (*DELTA, "--folds", 3),
+        pytest.param((*DELTA, "--folds", 3), marks=pytest.mark.slow),
         pytest.param((*WORDS, "--method", "joint", "--threads", 2, "--seeds", 3), marks=pytest.mark.slow),
     ],
     ids=["in a batch", "Adam", "folds", "side by side"],
@@ -65,6 +65,7 @@ def test_a_resumed_ensemble_is_the_uninterrupted_one(snet: Snet, folder, case):
 
 
 @pytest.mark.parametrize("step", ["lbfgs", pytest.param("adam", marks=pytest.mark.slow)])
+@pytest.mark.slow
 def test_members_may_have_come_to_different_iterations(snet: Snet, folder, step):
     """As where a run is killed while it writes the states; Adam then goes on one by one, with other last digits."""
     case = (*DELTA, "--seeds", 3, "--set", f"theta_step.name={step}")
@@ -164,6 +165,7 @@ def test_without_a_state_it_starts_afresh(snet: Snet, folder):
     assert (done.code, "there is no state of an earlier run" in done.err) == (0, True)
 
 
+@pytest.mark.slow
 def test_processes_go_on_with_what_one_began(snet: Snet, folder):
     case = (*DELTA, "--seeds", 3)
     assert snet(*case, "-o", "whole.h5", "--iterations", 9).code == 0

@@ -142,6 +142,7 @@ ROUGH = SWING.replace("self.rates[0] * v ", "self.rates[0] * v * v.abs() ").repl
 """A pendulum in air instead of oil: no numbers of it follow exact data."""
 
 
+@pytest.mark.slow
 def test_bands_hold_the_error_of_a_model_that_is_wrong(swing, snet):
     Path("rough.py").write_text(ROUGH)
     simulate = ("simulate", "pendulum", "-f", "--trajectories", "20", "--samples", "60", "--horizon", "6")

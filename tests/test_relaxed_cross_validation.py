@@ -196,6 +196,7 @@ def test_known_constants_that_the_file_lacks_are_those_of_training(tmp_path, mon
     assert known == unknown
 
 
+@pytest.mark.slow
 def test_a_state_that_nobody_measured_is_part_of_x(tmp_path, monkeypatch):
     """From step 0's guess of it, X gets to where training left it: the score of the training data is at most its J."""
     monkeypatch.chdir(tmp_path)
@@ -240,9 +241,8 @@ def test_outliers_hardly_count_under_hubers_loss(files):
 # --- fit --validation ------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(
-    ("method", "iterations"), [("alpha", 20), pytest.param("bkpr-euler", 40, marks=pytest.mark.slow)]
-)
+@pytest.mark.parametrize(("method", "iterations"), [("alpha", 20), ("bkpr-euler", 40)])
+@pytest.mark.slow
 def test_the_model_with_the_best_validation_score_is_the_one_that_is_kept(files, method, iterations):
     """Few samples and a wide network: training soon learns the noise, and the score says so."""
     save_trajectories("a.h5", spirals(4, 25, noise=0.1), force=True)
@@ -275,6 +275,7 @@ def test_a_resumed_run_scores_as_if_it_had_not_stopped():
     assert first.held_out().item() == second.held_out().item()
 
 
+@pytest.mark.slow
 def test_gamma_that_follows_the_noise_does_not_move_the_score(files):
     """The same θ has the same score at any stage; γL + R at the γ of the moment would fall with γ alone."""
     data = replace(load_trajectories("a.h5"), noise_std={"a": 0.02, "b": 0.02})

@@ -58,7 +58,7 @@ def test_euler_takes_one_step_per_sample_and_per_jump_of_the_input():
     assert method_on("bkpr-euler", model, data).gradient() == pytest.approx(expected, rel=1e-12)
 
 
-@pytest.mark.parametrize("starts", [0.0, 1.0e6])
+@pytest.mark.parametrize("starts", [pytest.param(0.0, marks=pytest.mark.slow), 1.0e6])
 @pytest.mark.parametrize("unlike", [False, True])
 def test_dopri5_has_the_loss_of_our_integrator(unlike, starts):
     data = driven_data(unlike=unlike, starts=starts)
@@ -166,7 +166,9 @@ def test_chunks_cover_all_times_in_about_root_n_pieces(intervals):
     assert all(len(piece) >= 2 for piece in pieces)
 
 
-@pytest.mark.parametrize("name", sorted(SHOOTING))
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=pytest.mark.slow) if name == "anode" else name for name in sorted(SHOOTING)]
+)
 def test_every_baseline_learns(name):
     data = driven_data(trajectories=1, samples=4)
     target = Driven()

@@ -39,6 +39,7 @@ def test_defaults_are_the_papers_setting():
     assert data.noise_std == {}
 
 
+@pytest.mark.slow
 def test_one_seed_is_one_truth():
     plain = vehicle()
     for options in (
@@ -80,6 +81,7 @@ def test_times_rise_strictly_between_both_ends(sampling):
         assert np.abs(times[0] - times[1]).max() > 0.01
 
 
+@pytest.mark.slow
 def test_keep_thins_evenly_and_at_random_where_times_are():
     full = np.linspace(0, 10, 100)
     for keep, count in ((0.5, 50), (0.25, 25), (0.001, 2), (1.0, 100)):

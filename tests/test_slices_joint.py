@@ -61,6 +61,7 @@ def assert_same_result(found: dict[str, Any], expected: dict[str, Any], toleranc
         assert found["loss"][key] == pytest.approx(expected["loss"][key], rel=tolerance)
 
 
+@pytest.mark.slow
 def test_levenberg_marquardt_on_the_weights(snet: Snet, request: pytest.FixtureRequest) -> None:
     save_recordings()
     whole = snet(*LM, 6, "-o", "whole.h5").json
@@ -112,6 +113,7 @@ def test_alpha_in_slices_is_alpha_in_one_piece(snet: Snet, request: pytest.Fixtu
     assert Path("m.h5").read_bytes() == Path("sliced.h5").read_bytes()
 
 
+@pytest.mark.slow
 def test_outliers_are_clipped_in_slices_as_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     """The threshold is that of the first trajectories, here of all: repeated to the end, both ways lead to one fit."""
     for module in (robust, step_zero_slices):

@@ -97,6 +97,15 @@ def test_dense_smooth_data_needs_no_note():
     assert zero.error.max() < 1e-5
 
 
+@pytest.mark.parametrize("sizes", [{"order": 18}, {"elements": 2}, {"order": 18, "elements": 1}])
+def test_a_discretisation_that_is_given_tells_the_noise_as_well(sizes):
+    # 60 samples carry eighteen coefficients of a spiral to far more digits than its noise has
+    exact, noisy = (chosen(spirals(5, 60, noise=noise), **sizes).noise for noise in (0.0, 0.02))
+    assert (exact < 1e-6).all()
+    assert ((noisy > 0.01) & (noisy < 0.04)).all()
+    assert np.isnan(chosen(spirals(5, 6), order=5, elements=1).noise).all()  # no sample can be spared
+
+
 @pytest.mark.parametrize("noise", [1e-3, 0.03])
 def test_the_noise_of_simulated_data_is_estimated_within_a_factor_of_two(noise):
     zero = chosen(spirals(10, 80, noise=noise))

@@ -141,14 +141,10 @@ def step_zero(
     known = np.where(is_known & known_start, values, np.nan)
     x0 = start_of_outputs(known, layout)
     jumps = jump_times(data.inputs.sampled, len(data))
-    if order is None or elements is None or channels.slope_of:
-        search = search_discretisation(start, end, samples, x0, channels, order, elements, jumps, seed, deadline)
-        order, elements, noise = search.order, search.elements, search.noise
-        samples = search.samples
-    else:
-        noise = np.full(data.outputs.shape[1], np.nan)
-        samples = fitted_samples(samples, channels, None)
-    mesh = build_mesh(start, end, elements, order, jumps)
+    # even where both are given: what the series does not see tells the noise, and whether the data is exact
+    search = search_discretisation(start, end, samples, x0, channels, order, elements, jumps, seed, deadline)
+    noise, samples = search.noise, search.samples
+    mesh = build_mesh(start, end, search.elements, search.order, jumps)
     fit = fit_series(mesh, samples, None if x0 is None else x0[:, channels.fitted], seed)
     nodes = all_states(mesh, fit, layout, channels)
     start_at(nodes, mesh, known)
@@ -159,27 +155,6 @@ def step_zero(
     variance = rate_variance(gains[:2] / gains[2], layout, channels, sample_noise(values, unknowns, error, noise))
     counts, determined = _elements_that_count(fit), fit.determined
     return StepZero(mesh, nodes, counts, determined, misfit, error, noise, variance, fit.condition, fit.penalty)
-
-
-def held_out_error(
-    data: Trajectories, layout: StateLayout, *, order: int, elements: int, known_start: bool, seed: int
-) -> FloatArray:
-    """Error of each output (d,) at samples that a series of this order does not see; NaN where none can be spared.
-
-    `StepZero.noise` holds it where the discretisation was searched for; this is for one that was given.
-    """
-    is_known, values = known_start_mask(data, layout.states)
-    selection = choose_discretisation(
-        data.start,
-        data.end,
-        Samples(data.trajectory_of_row(), data.time, data.outputs),
-        start_of_outputs(np.where(is_known & known_start, values, np.nan), layout),
-        order=order,
-        elements=elements,
-        jumps=jump_times(data.inputs.sampled, len(data)),
-        seed=seed,
-    )
-    return selection.channel_error
 
 
 def require_two_samples(data: Trajectories) -> None:

@@ -109,8 +109,6 @@ def discretise(
     channels = fitted_channels(layout, second_order)
     start, end = first.start, first.end
     longest = float((end - start).max())
-    if order is not None and elements is not None and not channels.slope_of:
-        return Discretisation(order, elements, longest, np.full(first.outputs.shape[1], np.nan), None)
     samples = Samples(first.trajectory_of_row(), first.time, first.outputs)
     x0 = start_of_outputs(_known(first, layout, known_start), layout)
     jumps = jump_times(first.inputs.sampled, len(first))

@@ -286,8 +286,14 @@ class Fault:
         monkeypatch.setattr(os, call, wrapped)
 
 
-@pytest.mark.parametrize("command", ["simulate", "fit"])
-@pytest.mark.parametrize("call", CALLS)
+@pytest.mark.parametrize(
+    ("command", "call"),
+    [
+        ("fit", "replace"),
+        *(("simulate", call) for call in CALLS),
+        *(pytest.param("fit", call, marks=pytest.mark.slow) for call in CALLS if call != "replace"),
+    ],
+)
 def test_a_fault_at_any_call_is_exit_5(
     inputs: list[str], snet: Snet, monkeypatch: pytest.MonkeyPatch, command: str, call: str
 ) -> None:
