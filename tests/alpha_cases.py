@@ -6,7 +6,8 @@ from dataclasses import replace
 
 import numpy as np
 
-from snet_cli.training.relaxed import RelaxedProblem, channel_scale, nodes_of, relax
+from snet_cli.training.relaxed import RelaxedProblem, nodes_of
+from snet_cli.training.relaxed_data import channel_scale, relax
 from tests.training_cases import problem_of, spirals
 
 

@@ -12,7 +12,8 @@ from snet_cli.spectral.refinement import prolong
 from snet_cli.training.node_inputs import inputs_at_nodes
 from snet_cli.training.problem import assemble_problem
 from snet_cli.training.refinement import plan_refinement
-from snet_cli.training.relaxed import nodes_of, relax
+from snet_cli.training.relaxed import nodes_of
+from snet_cli.training.relaxed_data import relax
 from snet_cli.training.state_jacobian import evaluate
 from snet_cli.training.state_layout import lay_out_states
 from snet_cli.training.state_step import GaussNewtonStep

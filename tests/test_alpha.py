@@ -18,7 +18,8 @@ from snet_cli.training.node_inputs import inputs_at_nodes
 from snet_cli.training.observation import guess_states
 from snet_cli.training.options import ThetaStepOptions
 from snet_cli.training.problem import assemble_problem
-from snet_cli.training.relaxed import channel_scale, known_noise, misfit, nodes_of, objective, relax, residual
+from snet_cli.training.relaxed import misfit, nodes_of, objective, residual
+from snet_cli.training.relaxed_data import channel_scale, known_noise, relax
 from snet_cli.training.robust import as_tensor, robust_step_zero
 from snet_cli.training.state_layout import lay_out_states
 from tests.alpha_cases import relaxed_spirals, sparse

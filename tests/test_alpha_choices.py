@@ -21,7 +21,8 @@ from snet_cli.training.gamma import (
 from snet_cli.training.gamma_search import plan_gamma, search_gamma
 from snet_cli.training.method_choice import choose_method
 from snet_cli.training.options import ThetaStepOptions
-from snet_cli.training.relaxed import channel_scale, misfit, objective, relax
+from snet_cli.training.relaxed import misfit, objective
+from snet_cli.training.relaxed_data import channel_scale, relax
 from snet_cli.training.relaxed_score import RelaxedScorer, relaxed_score
 from tests.alpha_cases import relaxed_spirals, sparse
 from tests.training_cases import network, problem_of, spirals, true_spiral

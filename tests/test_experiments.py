@@ -12,7 +12,8 @@ from snet_cli.errors import UsageError
 from snet_cli.simulation.simulate import simulate
 from snet_cli.systems.options import SimulateOptions
 from snet_cli.training.options import PAPER_PRESET, FitOptions
-from snet_cli.workflows.experiments import EXPERIMENTS, experiment
+from snet_cli.workflows.experiment_sizes import experiment
+from snet_cli.workflows.experiments import EXPERIMENTS
 from snet_cli.workflows.fit import fit
 
 METHODS = {

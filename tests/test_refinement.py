@@ -33,7 +33,7 @@ from snet_cli.training.refinement import (
     state_noise,
     state_sizes,
 )
-from snet_cli.training.relaxed import channel_scale, relax
+from snet_cli.training.relaxed_data import channel_scale, relax
 from snet_cli.training.state_layout import lay_out_states
 from tests.alpha_cases import relaxed_spirals
 from tests.refinement_cases import KNOTS, Case, Driven, Rubbing

@@ -18,7 +18,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from snet_cli.data.storage import check_output, display, read_image, write_atomic
+from snet_cli.data.outputs import check_output, write_atomic
+from snet_cli.data.storage import display, read_image
 from snet_cli.data.trajectory_file import encode_trajectories, load_trajectories, save_trajectories
 from snet_cli.errors import CheckpointError, DataError, OutputError, SnetError, UsageError
 from tests.sample_files import same, sample_trajectories
@@ -278,7 +279,7 @@ def test_an_interrupt_leaves_no_temporary_file(tmp_path: Path, monkeypatch: pyte
 def test_a_limit_on_file_sizes_is_an_error_and_no_signal(tmp_path: Path) -> None:
     code = (
         "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000));"
-        "from snet_cli.data.storage import write_atomic; from snet_cli.errors import SnetError\n"
+        "from snet_cli.data.outputs import write_atomic; from snet_cli.errors import SnetError\n"
         "try: write_atomic(sys.argv[1], b'x' * 5000)\n"
         "except SnetError as error: print(error.exit_code, error.hint)"
     )

@@ -28,8 +28,9 @@ from numpy.typing import NDArray
 
 from snet_cli.data.content import Array, Content, Value, encode, open_content, to_json
 from snet_cli.data.guard import MAX_OBJECTS
+from snet_cli.data.outputs import write_atomic
 from snet_cli.data.posterior import describe_posterior, read_posterior
-from snet_cli.data.storage import MAX_BYTES, display, read_image, write_atomic
+from snet_cli.data.storage import MAX_BYTES, display, read_image
 from snet_cli.data.trajectory_layout import CHECKPOINT_FORMAT, VERSION, parse_json, require_format
 from snet_cli.data.trajectory_rules import bad_name, bad_text
 from snet_cli.errors import CheckpointError

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable
 import numpy as np
 from numpy.typing import NDArray
 
-from snet_cli.data.storage import no_scratch
+from snet_cli.data.outputs import no_scratch
 
 FloatArray = NDArray[np.float64]
 IntArray = NDArray[np.int64]

@@ -27,7 +27,8 @@ from snet_cli.data.content import (
     write_attributes,
     write_content,
 )
-from snet_cli.data.storage import display, reserve, write_in_place
+from snet_cli.data.outputs import reserve, write_in_place
+from snet_cli.data.storage import display
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.trajectory_file import content_of
 from snet_cli.errors import DataError

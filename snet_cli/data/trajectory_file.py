@@ -25,8 +25,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snet_cli.data.content import Array, Content, Value, encode, open_content, to_json
+from snet_cli.data.outputs import write_atomic
 from snet_cli.data.signals import FourierInputs, Inputs, Intersample, SampledInputs
-from snet_cli.data.storage import MAX_BYTES, display, read_image, write_atomic
+from snet_cli.data.storage import MAX_BYTES, display, read_image
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.trajectory_layout import (
     FORMAT,

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from snet_cli.data.storage import write_atomic
+from snet_cli.data.outputs import write_atomic
 
 TABLE_FILES = ("table.csv", "table.md", "result.json")
 """What every comparison's folder holds, pictures aside."""

@@ -20,7 +20,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
-from snet_cli.data.storage import write_atomic
+from snet_cli.data.outputs import write_atomic
 from snet_cli.evaluation.comparison import ComparisonRow
 from snet_cli.evaluation.forecast_plots import position_pairs
 from snet_cli.evaluation.plot_style import (

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from snet_cli.data.storage import check_output, display
+from snet_cli.data.outputs import check_output
+from snet_cli.data.storage import display
 from snet_cli.errors import OutputError
 
 FILES = ("forecast.png", "plane.png", "error_by_horizon.png", "learning_curve.png")

@@ -17,7 +17,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from numpy.typing import NDArray
 
-from snet_cli.data.storage import write_atomic
+from snet_cli.data.outputs import write_atomic
 from snet_cli.evaluation.error_plots import draw_error_by_horizon, draw_learning_curve
 from snet_cli.evaluation.forecast_plots import draw_forecast, draw_plane
 from snet_cli.evaluation.picture_folder import check_folder

@@ -20,7 +20,8 @@ from snet_cli.data.trajectories import Trajectories
 from snet_cli.distributed import Team
 from snet_cli.spectral.mesh import Mesh
 from snet_cli.training.blocks import BlockProblem
-from snet_cli.training.relaxed import RelaxedPart, RelaxedParts, known_start_mask, misfit, relax
+from snet_cli.training.relaxed import RelaxedPart, RelaxedParts, misfit
+from snet_cli.training.relaxed_data import known_start_mask, relax
 
 FloatArray = NDArray[np.float64]
 

@@ -29,7 +29,7 @@ from snet_cli.spectral.mesh import Mesh, build_mesh
 from snet_cli.spectral.selection import Selection, choose_discretisation
 from snet_cli.training.node_inputs import jump_times
 from snet_cli.training.observation import guess_states, seen_part
-from snet_cli.training.relaxed import known_start_mask
+from snet_cli.training.relaxed_data import known_start_mask
 from snet_cli.training.state_layout import StateLayout
 
 FloatArray = NDArray[np.float64]

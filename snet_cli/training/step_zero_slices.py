@@ -20,7 +20,7 @@ from snet_cli.distributed import Team
 from snet_cli.spectral.fitting import Samples, SeriesFit, fit_series
 from snet_cli.spectral.mesh import Mesh, build_mesh
 from snet_cli.training.node_inputs import inputs_at_nodes, jump_times
-from snet_cli.training.relaxed import known_start_mask
+from snet_cli.training.relaxed_data import known_start_mask
 from snet_cli.training.robust import SETTLED, clipped
 from snet_cli.training.starts import with_lagged_inputs
 from snet_cli.training.state_layout import StateLayout

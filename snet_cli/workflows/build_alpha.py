@@ -20,15 +20,8 @@ from snet_cli.training.loop import HELD_OUT_EVERY
 from snet_cli.training.method_choice import predicts_exactly, samples_per_unknown
 from snet_cli.training.options import FitOptions
 from snet_cli.training.problem import Problem
-from snet_cli.training.relaxed import (
-    RelaxedProblem,
-    channel_scale,
-    known_noise,
-    known_start_mask,
-    misfit,
-    nodes_of,
-    relax,
-)
+from snet_cli.training.relaxed import RelaxedProblem, misfit, nodes_of
+from snet_cli.training.relaxed_data import channel_scale, known_noise, known_start_mask, relax
 from snet_cli.training.relaxed_score import REFERENCE_GAMMA, RelaxedScorer
 from snet_cli.training.robust import as_tensor
 from snet_cli.training.starts import free_states

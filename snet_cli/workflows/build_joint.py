@@ -10,7 +10,7 @@ from snet_cli.training.gamma import SampleCounts, noise_misfit
 from snet_cli.training.joint import Joint
 from snet_cli.training.levels import Levels
 from snet_cli.training.options import FitOptions
-from snet_cli.training.relaxed import channel_scale, known_noise, known_start_mask, relax
+from snet_cli.training.relaxed_data import channel_scale, known_noise, known_start_mask, relax
 from snet_cli.training.robust import as_tensor
 from snet_cli.training.starts import free_states
 from snet_cli.training.warm_up import FINE, ROUGH_IF_EXACT, ROUGH_IF_HURRIED

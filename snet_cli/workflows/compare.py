@@ -25,7 +25,8 @@ from snet_cli.workflows.compare_options import CompareOptions
 from snet_cli.workflows.compare_plan import DATA, RUNS, Job, Plan, plan_comparison
 from snet_cli.workflows.compare_process import run_isolated
 from snet_cli.workflows.compare_store import JOB, ROW, Finished, folder_of, load_finished, write_json
-from snet_cli.workflows.experiments import DataSet, Size
+from snet_cli.workflows.experiment_sizes import Size
+from snet_cli.workflows.experiments import DataSet
 from snet_cli.workflows.reporter import Reporter, Silent
 from snet_cli.workflows.simulate import simulate
 

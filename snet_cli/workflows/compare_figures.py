@@ -10,7 +10,7 @@ import numpy as np
 
 from snet_cli.data.checkpoint_file import load_checkpoint_with_notes
 from snet_cli.data.options import CommonOptions
-from snet_cli.data.storage import write_atomic
+from snet_cli.data.outputs import write_atomic
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.errors import SnetError
 from snet_cli.evaluation.comparison import ComparisonRow

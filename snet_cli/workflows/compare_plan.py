@@ -16,7 +16,8 @@ from snet_cli.data.options import CommonOptions
 from snet_cli.errors import UsageError
 from snet_cli.training.options import PAPER_PRESET
 from snet_cli.workflows.compare_options import DEFAULT_METHODS, CompareOptions, names_in
-from snet_cli.workflows.experiments import Case, DataSet, Experiment, Run, Size, experiment
+from snet_cli.workflows.experiment_sizes import Size, experiment
+from snet_cli.workflows.experiments import Case, DataSet, Experiment, Run
 
 Kind = Literal["train", "hold", "checkpoint"]
 

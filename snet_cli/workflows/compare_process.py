@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import IO
 
 import snet_cli
-from snet_cli.data.storage import no_scratch
+from snet_cli.data.outputs import no_scratch
 from snet_cli.evaluation.comparison import failed_row
 from snet_cli.workflows.compare_plan import Job
 from snet_cli.workflows.compare_store import Finished, load_finished

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from snet_cli.data.storage import write_atomic
+from snet_cli.data.outputs import write_atomic
 from snet_cli.evaluation.comparison import ComparisonRow
 from snet_cli.evaluation.comparison_plots import LearningCurve
 from snet_cli.workflows.compare_plan import RUNS, Job

@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from snet_cli.data.checkpoint_file import LoadedCheckpoint, load_checkpoint_with_notes
 from snet_cli.data.options import CommonOptions
+from snet_cli.data.outputs import check_no_input_is_overwritten, check_output, write_atomic
 from snet_cli.data.posterior import Posterior
-from snet_cli.data.storage import check_no_input_is_overwritten, check_output, write_atomic
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.trajectory_file import load_with_notes, save_trajectories
 from snet_cli.data.trajectory_slices import notes_on_file, open_slices

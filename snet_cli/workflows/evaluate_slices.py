@@ -18,9 +18,10 @@ from numpy.typing import NDArray
 
 from snet_cli.data.content import Array, Content, open_in_place
 from snet_cli.data.options import CommonOptions
+from snet_cli.data.outputs import write_in_place
 from snet_cli.data.posterior import Posterior
 from snet_cli.data.slice_writer import save_slices, stored
-from snet_cli.data.storage import display, write_in_place
+from snet_cli.data.storage import display
 from snet_cli.data.trajectories import SPLIT_NAMES, Trajectories
 from snet_cli.data.trajectory_slices import TrajectorySlices, open_slices
 from snet_cli.distributed import Team

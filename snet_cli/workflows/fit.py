@@ -14,7 +14,8 @@ import torch
 from snet_cli.data.checkpoint_file import save_checkpoint
 from snet_cli.data.locks import output_lock
 from snet_cli.data.options import CommonOptions
-from snet_cli.data.storage import check_no_input_is_overwritten, check_output, display
+from snet_cli.data.outputs import check_no_input_is_overwritten, check_output
+from snet_cli.data.storage import display
 from snet_cli.distributed import ALONE, Lane, Team, in_lanes
 from snet_cli.errors import UsageError
 from snet_cli.training.loop import FitResult, Limits, Progress, keep_nothing, run

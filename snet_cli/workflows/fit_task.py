@@ -9,8 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
 from snet_cli.data.options import CommonOptions
+from snet_cli.data.outputs import check_output
 from snet_cli.data.shares import shares
-from snet_cli.data.storage import check_output, display
+from snet_cli.data.storage import display
 from snet_cli.data.trajectory_slices import TrajectorySlices
 from snet_cli.distributed import Lane, Team, lanes_for
 from snet_cli.training.method_choice import MethodChoice

@@ -20,7 +20,8 @@ from snet_cli.models.mlp import Mlp
 from snet_cli.models.options import MODEL_OPTIONS
 from snet_cli.training.options import FitOptions
 from snet_cli.training.problem import Problem
-from snet_cli.training.relaxed import RelaxedProblem, known_start_mask, nodes_of, relax
+from snet_cli.training.relaxed import RelaxedProblem, nodes_of
+from snet_cli.training.relaxed_data import known_start_mask, relax
 from snet_cli.training.relaxed_score import RelaxedRule, RelaxedScorer
 from snet_cli.training.robust import as_tensor, huber_weight
 from snet_cli.workflows.trained_model import TrainedModel

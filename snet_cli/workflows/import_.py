@@ -13,7 +13,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snet_cli.data.options import CommonOptions, ImportOptions
-from snet_cli.data.storage import check_no_input_is_overwritten, check_output, display
+from snet_cli.data.outputs import check_no_input_is_overwritten, check_output
+from snet_cli.data.storage import display
 from snet_cli.data.tables import import_tables, kinds_of
 from snet_cli.data.trajectories import SPLIT_NAMES, Trajectories
 from snet_cli.errors import SnetError

@@ -8,7 +8,8 @@ import tempfile
 from typing import Any
 
 from snet_cli.data.checkpoint_file import check_checkpoint_file, describe_checkpoint_file
-from snet_cli.data.storage import MAX_BYTES, no_scratch, read_image
+from snet_cli.data.outputs import no_scratch
+from snet_cli.data.storage import MAX_BYTES, read_image
 from snet_cli.data.trajectory_layout import CHECKPOINT_FORMAT
 from snet_cli.data.trajectory_summary import check_trajectory_file, describe_trajectory_file
 from snet_cli.errors import CheckpointError, DataError, SnetError

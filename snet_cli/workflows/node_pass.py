@@ -12,7 +12,7 @@ from snet_cli.distributed import Team
 from snet_cli.spectral.mesh import mesh_between
 from snet_cli.training.blocks import BlockProblem
 from snet_cli.training.node_inputs import inputs_at_nodes
-from snet_cli.training.relaxed import known_start_mask
+from snet_cli.training.relaxed_data import known_start_mask
 from snet_cli.training.state_layout import StateLayout
 from snet_cli.training.step_zero_slices import Discretisation, StepZeroSums
 

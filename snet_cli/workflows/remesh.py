@@ -23,7 +23,8 @@ from snet_cli.training.refinement import (
     state_noise,
     state_sizes,
 )
-from snet_cli.training.relaxed import RelaxedProblem, relax
+from snet_cli.training.relaxed import RelaxedProblem
+from snet_cli.training.relaxed_data import relax
 from snet_cli.training.relaxed_score import RelaxedRule, RelaxedScorer
 from snet_cli.training.state_jacobian import evaluate
 from snet_cli.workflows.training_plan import Ingredients, problem_of, validation_of

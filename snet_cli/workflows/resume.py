@@ -25,7 +25,8 @@ import torch
 
 from snet_cli.config.scalars import flow
 from snet_cli.data.options import CommonOptions, parse_interval
-from snet_cli.data.storage import check_output, display, require_room, write_atomic
+from snet_cli.data.outputs import check_output, require_room, write_atomic
+from snet_cli.data.storage import display
 from snet_cli.distributed import ALONE, Team
 from snet_cli.errors import CheckpointError, OutputError
 from snet_cli.training.lbfgs import PAIRS

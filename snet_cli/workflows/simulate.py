@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from snet_cli.data.options import CommonOptions
-from snet_cli.data.storage import check_output
+from snet_cli.data.outputs import check_output
 from snet_cli.distributed import ALONE, Team
 from snet_cli.systems.options import SimulateOptions
 from snet_cli.systems.registry import get_system, list_systems

@@ -16,8 +16,9 @@ import torch
 from snet_cli.data import slice_writer
 from snet_cli.data.content import Content
 from snet_cli.data.options import CommonOptions
+from snet_cli.data.outputs import require_room
 from snet_cli.data.slice_writer import save_slices, stored
-from snet_cli.data.storage import display, require_room
+from snet_cli.data.storage import display
 from snet_cli.distributed import Team
 from snet_cli.simulation.simulate import CHUNK, outcome_notes
 from snet_cli.simulation.simulate import simulate as integrated

@@ -15,7 +15,7 @@ from snet_cli.training.alpha_options import AlphaOptions
 from snet_cli.training.gamma import GammaChoice, NoiseLevelGamma, estimated_noise
 from snet_cli.training.gamma_search import GammaPlan, plan_gamma, search_gamma
 from snet_cli.training.loop import HELD_OUT_EVERY
-from snet_cli.training.relaxed import known_noise, known_start_mask, relax
+from snet_cli.training.relaxed_data import known_noise, known_start_mask, relax
 from snet_cli.training.relaxed_score import REFERENCE_GAMMA
 from snet_cli.training.robust import as_tensor
 from snet_cli.workflows.build_alpha import ALPHA, SCORE_COST, mean_square

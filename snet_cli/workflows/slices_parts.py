@@ -7,7 +7,7 @@ from numpy.typing import NDArray
 
 from snet_cli.data.trajectory_slices import TrajectorySlices
 from snet_cli.training.gamma import SampleCounts
-from snet_cli.training.relaxed import known_noise, scale_of_misfit
+from snet_cli.training.relaxed_data import known_noise, scale_of_misfit
 from snet_cli.training.relaxed_score import RelaxedRule
 from snet_cli.training.relaxed_slices import RelaxedSlices
 from snet_cli.workflows import memory

@@ -18,7 +18,8 @@ from snet_cli.training.loop import HELD_OUT_EVERY
 from snet_cli.training.method import Method
 from snet_cli.training.options import FitOptions
 from snet_cli.training.problem import Problem
-from snet_cli.training.relaxed import RelaxedProblem, channel_scale, known_noise
+from snet_cli.training.relaxed import RelaxedProblem
+from snet_cli.training.relaxed_data import channel_scale, known_noise
 from snet_cli.training.relaxed_score import RelaxedRule
 from snet_cli.training.step_zero import StepZero
 from snet_cli.workflows.fit_data import FitData

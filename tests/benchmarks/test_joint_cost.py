@@ -12,7 +12,8 @@ from snet_cli.models.base import Model
 from snet_cli.training.arrow import ArrowProblem
 from snet_cli.training.block_solver import BlockFactor
 from snet_cli.training.linearisation import Linearisation
-from snet_cli.training.relaxed import channel_scale, nodes_of, relax
+from snet_cli.training.relaxed import nodes_of
+from snet_cli.training.relaxed_data import channel_scale, relax
 from snet_cli.training.theta_jacobian import theta_jacobian
 from tests.training_cases import network, problem_of, spirals
 

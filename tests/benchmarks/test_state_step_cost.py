@@ -14,7 +14,8 @@ from snet_cli.data.options import CommonOptions
 from snet_cli.data.trajectory_file import load_trajectories
 from snet_cli.systems.options import SimulateOptions
 from snet_cli.training.options import FitOptions
-from snet_cli.training.relaxed import channel_scale, nodes_of, relax
+from snet_cli.training.relaxed import nodes_of
+from snet_cli.training.relaxed_data import channel_scale, relax
 from snet_cli.training.state_step import GaussNewtonStep
 from snet_cli.workflows.simulate import simulate
 from snet_cli.workflows.training_setup import prepare

@@ -24,7 +24,7 @@ import pytest
 
 from snet_cli.cli.main import main
 from snet_cli.data.checkpoint_file import load_checkpoint
-from snet_cli.data.storage import write_atomic
+from snet_cli.data.outputs import write_atomic
 from snet_cli.data.trajectory_file import decode_trajectories, encode_trajectories, load_trajectories, save_trajectories
 from snet_cli.errors import SnetError
 from snet_cli.workflows.resume import previous_path, state_path
