@@ -127,14 +127,18 @@ def assert_same_tables(name: str, other: str) -> None:
         np.testing.assert_allclose(numbers, wanted, rtol=CLOSE, atol=1e-9)
 
 
-def test_two_processes_share_slices_with_bands(snet: Snet, folder: Path, in_slices: Any) -> None:
-    words = words_for(folder, "joint.h5", "--bands")
-    whole = snet(*words, "-o", "whole.csv")
+def test_two_processes_share_slices_with_bands_and_pictures(snet: Snet, folder: Path, in_slices: Any) -> None:
+    words = words_for(folder, "joint.h5", "--bands", "--plot")
+    whole = snet(*words, "whole", "-o", "whole.csv")
     in_slices()
-    members = together(2, *words, "-o", "team.csv")
+    members = together(2, *words, "team", "-o", "team.csv")
     assert [member.code for member in members] == [0, 0]
-    assert_close(said(members[0]), said(whole))
+    wanted = said(whole)
+    wanted["pictures"] = [path.replace("whole", "team") for path in wanted["pictures"]]
+    assert_close(said(members[0]), wanted)
     assert_same_tables("team.csv", "whole.csv")
+    assert sorted(os.listdir("team")) == sorted(os.listdir("whole"))
+    assert leftovers() == []
 
 
 def test_pictures_are_of_forecasts_spread_over_all(

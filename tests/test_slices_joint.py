@@ -114,6 +114,22 @@ def test_alpha_in_slices_is_alpha_in_one_piece(snet: Snet, request: pytest.Fixtu
 
 
 @pytest.mark.slow
+def test_gamma_by_held_out_samples_in_slices_is_that_of_one_piece(snet: Snet, request: pytest.FixtureRequest) -> None:
+    """Sparse samples whose noise nobody states; the first trajectories are all there are."""
+    data = replace(recordings(trajectories=8), noise_std={})
+    sparse = np.arange(data.time.size) % 3 == 0
+    sparse[data.offsets[:-1]] = sparse[data.offsets[1:] - 1] = True
+    save_trajectories("a.h5", data.select_rows(sparse))
+    whole = snet(*ALPHA, 2, "-o", "whole.h5", "-v")
+    request.getfixturevalue("small_slices")
+    sliced = snet(*ALPHA, 2, "-o", "sliced.h5", "-v")
+    assert " by held-out samples (error " in whole.err
+    assert " by held-out samples of the first 6 trajectories (error " in sliced.err
+    assert_same_result(sliced.json, whole.json, AMPLIFIED)
+    assert_close("sliced.h5", "whole.h5", AMPLIFIED)
+
+
+@pytest.mark.slow
 def test_outliers_are_clipped_in_slices_as_in_one_piece(monkeypatch: pytest.MonkeyPatch) -> None:
     """The threshold is that of the first trajectories, here of all: repeated to the end, both ways lead to one fit."""
     for module in (robust, step_zero_slices):
