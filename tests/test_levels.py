@@ -61,7 +61,9 @@ def judged(errors, misfit=1.0, noise=0.0):
     return [levels.fell_too_far(0.1**k, misfit, x, x[0, 0]) for k in range(len(errors))], levels
 
 
-@pytest.mark.parametrize("errors", [[0.5, 0.5 * (WORSE - 0.01), 0.5], [np.inf, np.inf, 0.3], [0.9, 0.5, 0.1]])
+@pytest.mark.parametrize(
+    "errors", [[0.5, 0.5 * (WORSE - 0.01), 0.5], [np.inf, np.inf, 0.3], [0.9, 0.5, 0.1], [0.03, 0.07, 0.05]]
+)
 def test_errors_that_are_no_worse_do_not_stop_it(errors):
     found, levels = judged(errors)
     assert found == [False, False, False]

@@ -21,6 +21,11 @@ ABOVE_NOISE = 10.0
 WORSE = 1.2
 """Error of a level over that of the best one before it, from which on γ has fallen too far."""
 
+MATTERS = 0.05
+"""Least difference of the two that tells, in standard deviations of the data: where forecasts are that good, levels
+differ by how far their steps came. On a Duffing oscillator without noise γ stopped at 0.028 against 0.038, where going
+on makes the error over the training horizon a seventh; a hovercraft in the wind has 0.47 against 0.59."""
+
 
 class TrainingForecast(Protocol):
     """Error of forecasts of the training data by the model as it is.
@@ -78,7 +83,11 @@ class Levels:
             return False
         error = self.forecast()
         above_noise = misfit > ABOVE_NOISE * self.noise
-        if above_noise and self.best is not None and not error <= WORSE * self.best.error:
+        if (
+            above_noise
+            and self.best is not None
+            and not error <= max(WORSE * self.best.error, self.best.error + MATTERS)
+        ):
             self.finding = (
                 f"gamma stays at {self.best.gamma:g}: at {gamma:g} forecasts of the training data over "
                 f"{f'{self.forecast.horizon:.3g} {self.forecast.unit}'.rstrip()} are worse, {error:.3g} instead of "
