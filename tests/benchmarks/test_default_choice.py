@@ -1,4 +1,4 @@
-"""What a user gets without thinking, beside the other methods: every textbook system, exact, noisy, and little of it."""
+"""What a user gets without thinking, beside other methods: every textbook system, exact, noisy, and little of it."""
 
 from __future__ import annotations
 
