@@ -64,7 +64,7 @@ def test_a_resumed_ensemble_is_the_uninterrupted_one(snet: Snet, folder, case):
     assert len({row[-1] for row in rows("part.csv")}) == 1 + len(whole["ensemble"]["members"])
 
 
-@pytest.mark.parametrize("step", ["lbfgs", pytest.param("adam", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("step", ["lbfgs", "adam"])
 @pytest.mark.slow
 def test_members_may_have_come_to_different_iterations(snet: Snet, folder, step):
     """As where a run is killed while it writes the states; Adam then goes on one by one, with other last digits."""

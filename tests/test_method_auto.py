@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -89,3 +90,12 @@ def test_the_result_names_the_method_that_was_chosen(snet, file, method):
     named = snet("fit", file, "-o", "n.h5", "--model", "linear", "--iterations", 3, "--json", "--method", method)
     assert named.json["loss"] == ran.json["loss"]
     assert "note: method" not in named.err
+
+
+def test_exact_data_is_known_whoever_chose_the_discretisation(snet: Snet) -> None:
+    save_trajectories("exact.h5", spirals(5, 60))
+    save_trajectories("noise.h5", spirals(5, 60, noise=0.02))
+    sizes = ("--order", 18, "--elements", 1, "-n")
+    exact, noise = (snet("fit", name, "-o", "other.h5", *sizes) for name in ("exact.h5", "noise.h5"))
+    assert re.search(r"error of step 0 +noise\n\w+ +\S+ +\d", exact.out)
+    assert re.search(r"error of step 0 +noise\n\w+ +\S+ +-\n", noise.out)  # what the series misses is no noise

@@ -10,7 +10,7 @@ import pytest
 from snet_cli.errors import DataError
 from snet_cli.spectral.fitting import shared_derivative
 from snet_cli.training.state_layout import lay_out_states
-from snet_cli.training.step_zero import step_zero
+from snet_cli.training.step_zero import noise_if_exact, step_zero
 from tests.shooting_cases import recording
 from tests.training_cases import pendulums, problem_of, series, spirals
 
@@ -97,13 +97,14 @@ def test_dense_smooth_data_needs_no_note():
     assert zero.error.max() < 1e-5
 
 
-@pytest.mark.parametrize("sizes", [{"order": 18}, {"elements": 2}, {"order": 18, "elements": 1}])
-def test_a_discretisation_that_is_given_tells_the_noise_as_well(sizes):
-    # 60 samples carry eighteen coefficients of a spiral to far more digits than its noise has
-    exact, noisy = (chosen(spirals(5, 60, noise=noise), **sizes).noise for noise in (0.0, 0.02))
-    assert (exact < 1e-6).all()
-    assert ((noisy > 0.01) & (noisy < 0.04)).all()
-    assert np.isnan(chosen(spirals(5, 6), order=5, elements=1).noise).all()  # no sample can be spared
+@pytest.mark.parametrize(("order", "elements"), [(18, 1), (10, 2)])
+def test_exact_data_is_known_beside_a_discretisation_that_is_given(order, elements):
+    sizes = {"order": order, "elements": elements, "known_start": True, "seed": 0}
+    exact, noisy, few = spirals(5, 60), spirals(5, 60, noise=0.02), spirals(5, 6)
+    # 60 samples carry these coefficients of a spiral to five digits
+    assert (noise_if_exact(exact, lay_out_states(exact.output_names, None, {}), **sizes) < 1e-5).all()
+    for data in (noisy, few):  # what is noise there, and what the series misses, nobody knows
+        assert np.isnan(noise_if_exact(data, lay_out_states(data.output_names, None, {}), **sizes)).all()
 
 
 @pytest.mark.parametrize("noise", [1e-3, 0.03])

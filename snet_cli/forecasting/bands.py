@@ -38,7 +38,7 @@ IntArray = NDArray[np.int64]
 MEMBERS, OUTSIDE = 79, 1
 """Members, and how many of them a band leaves out at either side."""
 
-WIDER = 0.25
+WIDER = 0.2
 """What members are spread wider by than the Gauss-Newton covariance says, times the share of θ that the data leaves
 undetermined. The covariance is that of forecasts linear in θ, at the very minimum of J. With weights that nothing
 determines neither is true: bands of seven fits of vehicles held 88 to 96 % up to T, 92.2 % on average, where they

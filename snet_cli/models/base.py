@@ -99,7 +99,7 @@ class Model(nn.Module):
         return self.from_features(*self.features(t, x, u))
 
     def frozen(self) -> Rates:
-        """F with the weights that the model has now, for an integration: in the model's dtype, float64 outside."""
+        """The same as an integration calls it, while the weights stay: float64 outside, the model's dtype inside."""
         dtype = next((p.dtype for p in self.parameters()), torch.float64)
 
         def rates(t: Tensor, x: Tensor, u: Tensor) -> Tensor:

@@ -132,26 +132,23 @@ class Mlp(Model):
         first, between, last = cast(nn.Linear, modules[0]), modules[1:-1], cast(nn.Linear, modules[-1])
         if first.weight.dtype != torch.float64:
             return super().frozen()  # units that single precision cannot hold are divided out before it is reached
-        seen, written, plain = first.weight, self.output_scale, len(self.input_mean)
-        centre = seen.new_zeros(self.channels).index_copy(0, self.plain, self.input_mean)
-        by_channel = seen.new_zeros(len(seen), self.channels)
-        by_channel = by_channel.index_copy(1, self.plain, seen[:, :plain] / self.input_scale)
-        turns = plain + 2 * self.angle.numel()
-        inward = torch.cat([by_channel, seen[:, plain:turns], seen[:, turns:] / self.time_scale], 1)
-        bias = first.bias.clone()
-
-        offset = seen.new_zeros(self.states).index_copy(0, self.learned, last.bias * written)
-        outward = seen.new_zeros(self.states, last.in_features)
-        outward = outward.index_copy(0, self.learned, last.weight * written[:, None])
-        has_known = bool(self.given or self.lags)
-        if has_known:
-            outward = torch.cat([outward, self._known_rows()], 1)
+        seen, plain, turns = first.weight, len(self.input_mean), len(self.input_mean) + 2 * self.angle.numel()
+        parts = [seen[:, :plain] / self.input_scale, seen[:, plain:turns], seen[:, turns:] / self.time_scale]
+        inward, bias, centre = torch.cat(parts, 1), first.bias, self.input_mean
+        rows = last.weight * self.output_scale[:, None]
+        outward = seen.new_zeros(self.states, last.in_features).index_copy(0, self.learned, rows)
+        offset = seen.new_zeros(self.states).index_copy(0, self.learned, last.bias * self.output_scale)
+        known = self._known_rows()
+        passed = torch.nonzero(known.any(0))[:, 0]  # channels that known rows are made of: others may be anything
+        outward = torch.cat([outward, known[:, passed]], 1)
         steps = [module.forward for module in between]
-        angle = self.angle if self.angle.numel() else None
+        # selecting all channels would cost an operation for nothing
+        chosen = None if plain == self.channels else self.plain
+        angle = self.angle if turns > plain else None
 
         def rates(t: Tensor, x: Tensor, u: Tensor) -> Tensor:
             channels = torch.cat([x, u], -1)
-            z = channels - centre
+            z = (channels if chosen is None else channels.index_select(-1, chosen)) - centre
             if angle is not None:
                 turn = channels.index_select(-1, angle)
                 z = torch.cat([z, turn.sin(), turn.cos()], -1)
@@ -160,8 +157,8 @@ class Mlp(Model):
             h = functional.linear(z, inward, bias)
             for step in steps:
                 h = step(h)
-            if has_known:
-                h = torch.cat([h, channels], -1)
+            if len(passed):
+                h = torch.cat([h, channels.index_select(-1, passed)], -1)
             return functional.linear(h, outward, offset)
 
         return rates

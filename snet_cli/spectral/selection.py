@@ -123,7 +123,7 @@ def choose_discretisation(
         Reading of `time.perf_counter` after which the best so far is taken.
     """
     search = _Search(start, end, samples, x0, scale, slope_scale, jumps, seed, deadline)
-    if math.isfinite(deadline):
+    if math.isfinite(deadline) and None in (order, elements):
         search.guess(order, elements)
     if elements in (None, 1):
         for p in ORDERS if order is None else (order,):

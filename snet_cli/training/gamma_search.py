@@ -67,7 +67,7 @@ def plan_gamma(
     start : float
         L at step 0.
     stated, estimated : ndarray, shape (d,), optional
-        Noise levels from the file (`relaxed.known_noise`) and from dense data (`gamma.estimated_noise`).
+        Noise levels from the file (`relaxed_data.known_noise`) and from dense data (`gamma.estimated_noise`).
     search : callable
         Called only where neither is there: `search_gamma` on this problem.
     """

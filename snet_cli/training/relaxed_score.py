@@ -111,7 +111,7 @@ class RelaxedScorer:
     Parameters
     ----------
     relaxed : RelaxedProblem
-        Of the held-out data, with s and c of the training data (`relaxed.relax` on a problem with that s).
+        Of the held-out data, with s and c of the training data (`relaxed_data.relax` on a problem with that s).
     nodes : Tensor, shape (N, P, n)
         Step 0 of the held-out data.
     gamma : float or None

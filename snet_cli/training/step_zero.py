@@ -27,6 +27,7 @@ from snet_cli.spectral.fitting import (
 )
 from snet_cli.spectral.mesh import Mesh, build_mesh
 from snet_cli.spectral.selection import Selection, choose_discretisation
+from snet_cli.training.method_choice import predicts_exactly
 from snet_cli.training.node_inputs import jump_times
 from snet_cli.training.observation import guess_states, seen_part
 from snet_cli.training.relaxed_data import known_start_mask
@@ -52,7 +53,8 @@ class StepZero:
     error : ndarray, shape (d,)
         Root mean square error of each output at its samples.
     noise : ndarray, shape (d,)
-        Held-out error of each output: an estimate of its noise; NaN where nothing was held out.
+        Held-out error of each output: an estimate of its noise; NaN where nothing was held out, as where order and
+        elements are given (but see `noise_if_exact`).
     rate_variance : ndarray, shape (n,)
         What that noise leaves in ẋ: mean square error of each state's derivative on the nodes; 0 for a hidden state,
         which has no samples.
@@ -141,10 +143,14 @@ def step_zero(
     known = np.where(is_known & known_start, values, np.nan)
     x0 = start_of_outputs(known, layout)
     jumps = jump_times(data.inputs.sampled, len(data))
-    # even where both are given: what the series does not see tells the noise, and whether the data is exact
-    search = search_discretisation(start, end, samples, x0, channels, order, elements, jumps, seed, deadline)
-    noise, samples = search.noise, search.samples
-    mesh = build_mesh(start, end, search.elements, search.order, jumps)
+    if order is None or elements is None or channels.slope_of:
+        search = search_discretisation(start, end, samples, x0, channels, order, elements, jumps, seed, deadline)
+        order, elements, noise = search.order, search.elements, search.noise
+        samples = search.samples
+    else:
+        noise = np.full(data.outputs.shape[1], np.nan)
+        samples = fitted_samples(samples, channels, None)
+    mesh = build_mesh(start, end, elements, order, jumps)
     fit = fit_series(mesh, samples, None if x0 is None else x0[:, channels.fitted], seed)
     nodes = all_states(mesh, fit, layout, channels)
     start_at(nodes, mesh, known)
@@ -155,6 +161,38 @@ def step_zero(
     variance = rate_variance(gains[:2] / gains[2], layout, channels, sample_noise(values, unknowns, error, noise))
     counts, determined = _elements_that_count(fit), fit.determined
     return StepZero(mesh, nodes, counts, determined, misfit, error, noise, variance, fit.condition, fit.penalty)
+
+
+def held_out_error(
+    data: Trajectories, layout: StateLayout, *, order: int, elements: int, known_start: bool, seed: int
+) -> FloatArray:
+    """Error of each output (d,) at samples that a series of this order does not see; NaN where none can be spared.
+
+    `StepZero.noise` holds it where the discretisation was searched for; this is for one that was given.
+    """
+    is_known, values = known_start_mask(data, layout.states)
+    selection = choose_discretisation(
+        data.start,
+        data.end,
+        Samples(data.trajectory_of_row(), data.time, data.outputs),
+        start_of_outputs(np.where(is_known & known_start, values, np.nan), layout),
+        order=order,
+        elements=elements,
+        jumps=jump_times(data.inputs.sampled, len(data)),
+        seed=seed,
+    )
+    return selection.channel_error
+
+
+def noise_if_exact(
+    data: Trajectories, layout: StateLayout, *, order: int, elements: int, known_start: bool, seed: int
+) -> FloatArray:
+    """Noise of each output (d,) beside a discretisation that was given: the held-out error of exact data, else NaN.
+
+    Elsewhere that error may be what a coarse series misses, which is no noise.
+    """
+    error = held_out_error(data, layout, order=order, elements=elements, known_start=known_start, seed=seed)
+    return error if predicts_exactly(error, channel_scales(data.outputs)[1]) else np.full(error.shape, np.nan)
 
 
 def require_two_samples(data: Trajectories) -> None:

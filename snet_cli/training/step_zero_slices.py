@@ -30,6 +30,7 @@ from snet_cli.training.step_zero import (
     all_states,
     fitted_channels,
     fitted_samples,
+    noise_if_exact,
     noise_of_slopes,
     rate_gains,
     rate_variance,
@@ -109,6 +110,10 @@ def discretise(
     channels = fitted_channels(layout, second_order)
     start, end = first.start, first.end
     longest = float((end - start).max())
+    if order is not None and elements is not None and not channels.slope_of:
+        sizes = {"order": order, "elements": elements}
+        noise = noise_if_exact(first, layout, **sizes, known_start=known_start, seed=seed)
+        return Discretisation(order, elements, longest, noise, None)
     samples = Samples(first.trajectory_of_row(), first.time, first.outputs)
     x0 = start_of_outputs(_known(first, layout, known_start), layout)
     jumps = jump_times(first.inputs.sampled, len(first))

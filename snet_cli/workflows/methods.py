@@ -10,6 +10,7 @@ from snet_cli.training.method_choice import MethodChoice, choose_method, why_not
 from snet_cli.training.options import FitOptions
 from snet_cli.training.relaxed_data import known_start_mask
 from snet_cli.training.state_layout import StateLayout
+from snet_cli.training.step_zero import held_out_error
 from snet_cli.training.theta_jacobian import theta_jacobian
 from snet_cli.workflows.build_alpha import ALPHA
 from snet_cli.workflows.build_delta import DELTA
@@ -17,7 +18,7 @@ from snet_cli.workflows.build_joint import JOINT, MEMORY_SHARE
 from snet_cli.workflows.build_shooting import SHOOTING_METHODS, shooting_entry
 from snet_cli.workflows.memory import free_memory
 from snet_cli.workflows.training_plan import Ingredients, MethodEntry, Training, iteration_limit
-from snet_cli.workflows.training_setup import Setup
+from snet_cli.workflows.training_setup import STREAM_HELD_OUT, Setup, stream
 
 METHODS: dict[str, MethodEntry] = {
     "delta": DELTA,
@@ -80,12 +81,22 @@ def _why_not_joint(parts: Ingredients, weights: int) -> str | None:
 
 def _first_order_method(parts: Ingredients) -> MethodChoice:
     """δ-SNet or α-SNet."""
-    layout, data, zero = parts.setup.layout, parts.data.train, parts.setup.step_zero
+    options, layout, data, zero = parts.options, parts.setup.layout, parts.data.train, parts.setup.step_zero
+    error = zero.noise
+    if not np.isfinite(error).all():
+        error = held_out_error(
+            data,
+            layout,
+            order=zero.mesh.basis.order,
+            elements=zero.mesh.elements_of_longest,
+            known_start=options.x0 != "free",
+            seed=stream(parts.common.seed, STREAM_HELD_OUT),
+        )
     return choose_method(
         zero.mesh,
         data,
         condition=zero.condition,
-        held_out_error=zero.noise,
+        held_out_error=error,
         hidden=layout.hidden,
         determined=layout.all_measured,
     )

@@ -29,7 +29,7 @@ from snet_cli.training.problem import Problem, assemble_problem
 from snet_cli.training.robust import robust_step_zero
 from snet_cli.training.starts import FIRST_LAG, with_lagged_inputs
 from snet_cli.training.state_layout import StateLayout, lay_out_states, observed_names
-from snet_cli.training.step_zero import StepZero, step_zero
+from snet_cli.training.step_zero import StepZero, noise_if_exact, step_zero
 from snet_cli.workflows import memory
 from snet_cli.workflows.memory import require_memory
 from snet_cli.workflows.trained_model import TrainedModel, training_statistics
@@ -164,6 +164,8 @@ def prepare(
     if zero is None:
         require_memory("step 0", memory.of_step_zero(options, data), common)
         zero = fit_step_zero(options, common, data, choice, layout, deadline)
+        if options.loss != "huber" and np.isnan(zero.noise).all():
+            zero = replace(zero, noise=_noise_if_exact(options, common, data, layout, zero.mesh))
     size = memory.of_training(options, choice.options, space, zero.mesh.elements, zero.mesh.basis.order)
     require_memory("training", size, common)
     if isinstance(model, Mlp) and model.lags:
@@ -225,6 +227,19 @@ def fit_step_zero(
         lag_times = np.full(len(layout.lags), FIRST_LAG * data.sampling_interval())
     inputs = inputs_at_nodes(zero.mesh, data.inputs)
     return replace(zero, nodes=with_lagged_inputs(zero.mesh, zero.nodes, layout, inputs, lag_times))
+
+
+def _noise_if_exact(
+    options: FitOptions, common: CommonOptions, data: Trajectories, layout: StateLayout, mesh: Mesh
+) -> NDArray[np.float64]:
+    return noise_if_exact(
+        data,
+        layout,
+        order=mesh.basis.order,
+        elements=mesh.elements_of_longest,
+        known_start=options.x0 != "free",
+        seed=stream(common.seed, STREAM_HELD_OUT),
+    )
 
 
 def build_problem(
