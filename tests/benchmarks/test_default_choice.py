@@ -22,8 +22,8 @@ DATA = {"exact": (20, 1.0, 0.0), "noisy": (20, 0.5, 1.0), "few": (3, 1.0, 1.0)}
 """Trajectories, share of the samples that is kept, and share of the noise."""
 
 FACTOR = {("cascaded-tanks", "few"): 3.0}
-"""Most error of the default over that of the best method, where it is not 2, which is chance: three noisy records of the
-tanks leave `joint` at 2.3 times the error of `delta`."""
+"""Most error of the default over that of the best method, where it is not 2, which is chance: on three noisy records of
+the tanks `joint` has 2.3 times the error of `delta`."""
 
 
 @pytest.mark.bench
