@@ -125,8 +125,9 @@ def test_gamma_by_held_out_samples_in_slices_is_that_of_one_piece(snet: Snet, re
     sliced = snet(*ALPHA, 2, "-o", "sliced.h5", "-v")
     assert " by held-out samples (error " in whole.err
     assert " by held-out samples of the first 6 trajectories (error " in sliced.err
-    assert_same_result(sliced.json, whole.json, AMPLIFIED)
-    assert_close("sliced.h5", "whole.h5", AMPLIFIED)
+    # the search trains as well, so that last digits grow for longer
+    assert_same_result(sliced.json, whole.json, 100 * AMPLIFIED)
+    assert_close("sliced.h5", "whole.h5", 100 * AMPLIFIED)
 
 
 @pytest.mark.slow
