@@ -9,8 +9,9 @@ import pytest
 
 from snet_cli.errors import DataError
 from snet_cli.spectral.fitting import shared_derivative
+from snet_cli.training.held_out_noise import noise_if_exact
 from snet_cli.training.state_layout import lay_out_states
-from snet_cli.training.step_zero import noise_if_exact, step_zero
+from snet_cli.training.step_zero import step_zero
 from tests.shooting_cases import recording
 from tests.training_cases import pendulums, problem_of, series, spirals
 

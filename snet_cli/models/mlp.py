@@ -209,11 +209,10 @@ class Mlp(Model):
         if not self.given and not self.lags:
             return PointJacobians(f, by_state, ThetaJacobian.full(by_theta))
         taus = 0 if self.log_lag is None else self.log_lag.numel()  # in front of the network's weights
-        F, by_tau = x.new_zeros(*x.shape, x.shape[1]), x.new_zeros(len(x), len(self.lags), taus)
+        F, by_tau = self._known_rows().detach()[:, : self.states], x.new_zeros(len(x), len(self.lags), taus)
+        F = F.repeat(len(x), 1, 1)
         F[:, self.learned] = by_state
-        F[:, list(self.given), self.velocity] = 1.0
-        for number, row in enumerate(self.lags):
-            F[:, row, row] = -1.0 / self.lag_times()[number].detach()
+        for number in range(len(self.lags)):
             by_tau[:, number, min(number, taus - 1)] = -rates[0][:, number]  # dτ = τ d(ln τ)
         blocks = [ThetaBlock(self.learned, slice(taus, taus + count), by_theta)]
         if self.lags:

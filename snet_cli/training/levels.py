@@ -83,11 +83,8 @@ class Levels:
             return False
         error = self.forecast()
         above_noise = misfit > ABOVE_NOISE * self.noise
-        if (
-            above_noise
-            and self.best is not None
-            and not error <= max(WORSE * self.best.error, self.best.error + MATTERS)
-        ):
+        least = math.inf if self.best is None else self.best.error
+        if above_noise and self.best is not None and not error <= max(WORSE * least, least + MATTERS):
             self.finding = (
                 f"gamma stays at {self.best.gamma:g}: at {gamma:g} forecasts of the training data over "
                 f"{f'{self.forecast.horizon:.3g} {self.forecast.unit}'.rstrip()} are worse, {error:.3g} instead of "

@@ -27,7 +27,6 @@ from snet_cli.spectral.fitting import (
 )
 from snet_cli.spectral.mesh import Mesh, build_mesh
 from snet_cli.spectral.selection import Selection, choose_discretisation
-from snet_cli.training.method_choice import predicts_exactly
 from snet_cli.training.node_inputs import jump_times
 from snet_cli.training.observation import guess_states, seen_part
 from snet_cli.training.relaxed_data import known_start_mask
@@ -54,7 +53,7 @@ class StepZero:
         Root mean square error of each output at its samples.
     noise : ndarray, shape (d,)
         Held-out error of each output: an estimate of its noise; NaN where nothing was held out, as where order and
-        elements are given (but see `noise_if_exact`).
+        elements are given (but see `held_out_noise`).
     rate_variance : ndarray, shape (n,)
         What that noise leaves in ẋ: mean square error of each state's derivative on the nodes; 0 for a hidden state,
         which has no samples.
@@ -161,38 +160,6 @@ def step_zero(
     variance = rate_variance(gains[:2] / gains[2], layout, channels, sample_noise(values, unknowns, error, noise))
     counts, determined = _elements_that_count(fit), fit.determined
     return StepZero(mesh, nodes, counts, determined, misfit, error, noise, variance, fit.condition, fit.penalty)
-
-
-def held_out_error(
-    data: Trajectories, layout: StateLayout, *, order: int, elements: int, known_start: bool, seed: int
-) -> FloatArray:
-    """Error of each output (d,) at samples that a series of this order does not see; NaN where none can be spared.
-
-    `StepZero.noise` holds it where the discretisation was searched for; this is for one that was given.
-    """
-    is_known, values = known_start_mask(data, layout.states)
-    selection = choose_discretisation(
-        data.start,
-        data.end,
-        Samples(data.trajectory_of_row(), data.time, data.outputs),
-        start_of_outputs(np.where(is_known & known_start, values, np.nan), layout),
-        order=order,
-        elements=elements,
-        jumps=jump_times(data.inputs.sampled, len(data)),
-        seed=seed,
-    )
-    return selection.channel_error
-
-
-def noise_if_exact(
-    data: Trajectories, layout: StateLayout, *, order: int, elements: int, known_start: bool, seed: int
-) -> FloatArray:
-    """Noise of each output (d,) beside a discretisation that was given: the held-out error of exact data, else NaN.
-
-    Elsewhere that error may be what a coarse series misses, which is no noise.
-    """
-    error = held_out_error(data, layout, order=order, elements=elements, known_start=known_start, seed=seed)
-    return error if predicts_exactly(error, channel_scales(data.outputs)[1]) else np.full(error.shape, np.nan)
 
 
 def require_two_samples(data: Trajectories) -> None:

@@ -19,6 +19,7 @@ from snet_cli.data.trajectories import Trajectories
 from snet_cli.distributed import Team
 from snet_cli.spectral.fitting import Samples, SeriesFit, fit_series
 from snet_cli.spectral.mesh import Mesh, build_mesh
+from snet_cli.training.held_out_noise import noise_if_exact
 from snet_cli.training.node_inputs import inputs_at_nodes, jump_times
 from snet_cli.training.relaxed_data import known_start_mask
 from snet_cli.training.robust import SETTLED, clipped
@@ -30,7 +31,6 @@ from snet_cli.training.step_zero import (
     all_states,
     fitted_channels,
     fitted_samples,
-    noise_if_exact,
     noise_of_slopes,
     rate_gains,
     rate_variance,

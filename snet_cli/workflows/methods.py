@@ -6,11 +6,11 @@ import numpy as np
 
 from snet_cli.errors import DataError, NumericalError, UsageError
 from snet_cli.training.arrow import batch_bytes, schur_fits
+from snet_cli.training.held_out_noise import held_out_error
 from snet_cli.training.method_choice import MethodChoice, choose_method, why_not_joint
 from snet_cli.training.options import FitOptions
 from snet_cli.training.relaxed_data import known_start_mask
 from snet_cli.training.state_layout import StateLayout
-from snet_cli.training.step_zero import held_out_error
 from snet_cli.training.theta_jacobian import theta_jacobian
 from snet_cli.workflows.build_alpha import ALPHA
 from snet_cli.workflows.build_delta import DELTA

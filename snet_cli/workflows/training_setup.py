@@ -23,13 +23,14 @@ from snet_cli.models.options import GenericOptions, MlpOptions, ModelOptions
 from snet_cli.models.registry import MODELS, build_model, default_model, state_space
 from snet_cli.models.user import UserSource, read_source
 from snet_cli.spectral.mesh import Mesh
+from snet_cli.training.held_out_noise import noise_if_exact
 from snet_cli.training.node_inputs import inputs_at_nodes
 from snet_cli.training.options import FitOptions
 from snet_cli.training.problem import Problem, assemble_problem
 from snet_cli.training.robust import robust_step_zero
 from snet_cli.training.starts import FIRST_LAG, with_lagged_inputs
 from snet_cli.training.state_layout import StateLayout, lay_out_states, observed_names
-from snet_cli.training.step_zero import StepZero, noise_if_exact, step_zero
+from snet_cli.training.step_zero import StepZero, step_zero
 from snet_cli.workflows import memory
 from snet_cli.workflows.memory import require_memory
 from snet_cli.workflows.trained_model import TrainedModel, training_statistics
