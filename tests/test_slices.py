@@ -7,6 +7,7 @@ far below anything else.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import os
 import signal
@@ -24,7 +25,8 @@ from snet_cli.data.trajectories import Trajectories
 from snet_cli.data.trajectory_file import load_trajectories, save_trajectories
 from snet_cli.data.trajectory_slices import open_slices
 from snet_cli.errors import DataError, OutputError
-from snet_cli.training import blocks
+from snet_cli.training import block_delta, blocks
+from snet_cli.training.blocks import BlockResidual
 from snet_cli.workflows import simulate_slices, sliced_data
 from tests.children import leftovers, limit_file_size, run_child
 from tests.command import Snet
@@ -292,6 +294,37 @@ def test_a_run_in_slices_goes_on_from_its_state(
     refused = snet(*FIT, "m.h5", "--resume", "--iterations", 20)
     assert refused.code == 4
     assert "the run had its data in slices, this one would have it in one piece" in refused.err
+
+
+def test_the_first_steps_on_many_elements_descend_on_some_of_them(
+    snet: Snet, small_slices: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same ones on two processes; then all count. A state taken within that warm-up, or after it, leads on."""
+    monkeypatch.setattr(block_delta, "WARM_ELEMENTS", 5)
+    monkeypatch.setattr(block_delta, "WARM_SHARE", 0.5)
+    monkeypatch.setattr(block_delta, "WARM_WINDOW", 4)
+    monkeypatch.setattr(block_delta, "WARM_MOST", 6)
+    evaluated: list[int] = []
+    evaluate = BlockResidual.evaluate
+
+    def counted(self: BlockResidual, *args: Any) -> Any:
+        evaluated.append(self.problem.elements.size)
+        return evaluate(self, *args)
+
+    monkeypatch.setattr(BlockResidual, "evaluate", counted)
+    save_trajectories("a.h5", recordings())
+    command = ("fit", "a.h5", "--method", "delta", "--threads", 1, "--json", "--iterations")
+    straight = snet(*command, 12, "-o", "straight.h5", "-v")
+    assert "the first iterations descend on 5 elements" in straight.err
+    sizes = [len(list(same)) * [size] for size, same in itertools.groupby(evaluated)]
+    assert [run[0] for run in sizes] == [6, 16], "every third of the sixteen, then all, and never back"
+    for taken in (3, 9):
+        assert snet(*command, taken, "-o", "m.h5", "--force").code == 0
+        assert snet(*command, 12, "-o", "m.h5", "--resume").json["resumed_from"] == taken
+        assert Path("m.h5").read_bytes() == Path("straight.h5").read_bytes()
+    assert [member.code for member in together(2, *command, 12, "-o", "two.h5")] == [0, 0]
+    size = np.abs(theta("straight.h5")).max()
+    np.testing.assert_allclose(theta("two.h5"), theta("straight.h5"), rtol=0, atol=1e-8 * size)
 
 
 def test_the_plan_says_slices_blocks_and_time(snet: Snet, small_slices: None) -> None:
