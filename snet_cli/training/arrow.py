@@ -10,12 +10,12 @@ projected equations of an element hold. Together with continuity and x(t0) they 
 γ -> 0 leads to a solution of the discretised ODE and not to a compromise between p + 1 equations for p unknowns.
 
 Blocks. The derivatives of d are J_x = D ⊗ 1 - diag(F_q) and J_θ = -G, with F = ∂f/∂x and G = ∂f/∂θ. With the coupling
-M = J_xᵀ T_eᵀ and G̃ = (W^½ ⊗ S) G, half the Gauss-Newton Hessian of γ(L + ν|θ|²) + R is, element by element (A_e, B_e)
+M = J_xᵀ T_eᵀ and G̃ = (W^½ ⊗ S) G, half the Gauss-Newton Hessian of γ(L + Σ ν θ²) + R is, element by element (A_e, B_e)
 and in one corner,
 
       [ A_1                B_1 ]        A_e = M_e M_eᵀ + γ (misfit)                    Pn x Pn
       [      A_2           B_2 ]        B_e = -M_e G̃_e                                 Pn x N_θ
-      [           ...      ... ]        D   = Σ_e G̃_eᵀ (1 - t tᵀ) G̃_e + γν 1           N_θ x N_θ
+      [           ...      ... ]        D   = Σ_e G̃_eᵀ (1 - t tᵀ) G̃_e + γ diag(ν)      N_θ x N_θ
       [                A_N B_N ]
       [ B_1ᵀ B_2ᵀ ...  B_Nᵀ D  ]
 
@@ -80,7 +80,7 @@ def batch_bytes(unknowns: int, weights: int, rows: int) -> int:
 
 
 class Loss(NamedTuple):
-    """R of the projected equations, what the ψ_p-component adds to it, L and ν|θ|²; J = γ(L + ν|θ|²) + R."""
+    """R of the projected equations, what the ψ_p-component adds to it, L and Σ ν θ²; J = γ(L + Σ ν θ²) + R."""
 
     residual: float
     tail: float
@@ -176,7 +176,7 @@ class StateSystem(NamedTuple):
 
 
 class ArrowProblem:
-    """J = γ(L + ν|θ|²) + R over node values and weights: its value, and the parts of its Gauss-Newton systems.
+    """J = γ(L + Σ ν θ²) + R over node values and weights: its value, and the parts of its Gauss-Newton systems.
 
     Parameters
     ----------
@@ -186,8 +186,9 @@ class ArrowProblem:
         Holds θ.
     nodes : Tensor, shape (N, P, n)
         X at the start; sets the variance of each state in the damping's measure.
-    prior : float
-        ν: one value's share of L that its noise alone would leave, for weights of standard deviation 1.
+    prior : float or Tensor, shape (N_θ,)
+        ν: one value's share of L that its noise alone would leave, for weights of standard deviation 1; times α for
+        those of standard deviation α^-½ (`evidence`).
     memory : int
         Bytes for the arrays of one batch; at least one trajectory is done at a time.
     formed : bool, optional
@@ -204,14 +205,15 @@ class ArrowProblem:
         model: Model,
         nodes: Tensor,
         *,
-        prior: float = 0.0,
+        prior: float | Tensor = 0.0,
         memory: int = DEFAULT_MEMORY,
         formed: bool | None = None,
         exact: bool = False,
         team: Team = ALONE,
     ) -> None:
-        self.model, self.prior, self.memory, self.exact, self.team = model, prior, memory, exact, team
+        self.model, self.memory, self.exact, self.team = model, memory, exact, team
         self.parameters = list(model.parameters())
+        self.prior = torch.zeros_like(self.theta()) + prior
         self.formed = schur_fits(self.theta().numel(), memory) if formed is None else formed
         self.source = self._unweighed = relaxed
         self.rows = nodes.shape[1] * nodes.shape[2]
@@ -283,7 +285,11 @@ class ArrowProblem:
             sums = torch.stack([piece.losses(self.model, nodes[piece.elements]) for piece in self.pieces()]).sum(0)
             tail, R, L = self.team.sum(sums)[0].tolist()
         # rounding may make the difference negative where nothing is left; a NaN stays one
-        return Loss(max(R - tail, 0.0), tail, L, self.prior * float(self.theta().square().sum()))
+        return Loss(max(R - tail, 0.0), tail, L, self.penalty())
+
+    def penalty(self) -> float:
+        """Σ ν θ² alone."""
+        return float(self.prior @ self.theta().square())
 
     def misfit(self, nodes: Tensor) -> float:
         """L alone."""

@@ -2,9 +2,10 @@
 
     warm-up:  θ alone with X of step 0 (δ-SNet), as long as a network that knows nothing would only spoil X (`warm_up`);
               it is all there is where exact data has kinks
-    then:     (X, θ) <- (X, θ) + one damped Gauss-Newton step on J = γ(L + ν|θ|²) + R        (`arrow`)
+    then:     (X, θ) <- (X, θ) + one damped Gauss-Newton step on J = γ(L + Σ ν θ²) + R       (`arrow`)
               γ falls when its level has converged, until the ODE holds to the discretisation error (`continuation`), or
-              forecasts of data that nothing obeys to its noise get worse (`levels`)
+              forecasts of data that nothing obeys to its noise get worse (`levels`); at the end of a level noisy data
+              says how far the weights may go (`evidence`)
     at last:  the mesh is refined where noise would not hide its error, and γ falls further (`refinement`)
 
 A step is taken only where it decreases J. θ's damping falls after one and rises for each trial that is refused, which
@@ -27,7 +28,8 @@ from snet_cli.spectral.mesh import Mesh
 from snet_cli.training.arrow import DEFAULT_MEMORY, ArrowProblem, Loss
 from snet_cli.training.blocks import BlockProblem
 from snet_cli.training.closed_form import solve_in_closed_form
-from snet_cli.training.continuation import Continuation
+from snet_cli.training.continuation import Continuation, Verdict
+from snet_cli.training.evidence import MOST_ROUNDS, Evidence, System
 from snet_cli.training.levels import Levels
 from snet_cli.training.linearisation import Linearisation
 from snet_cli.training.method import Step
@@ -66,7 +68,7 @@ class Joint:
     gamma : float, optional
         A fixed γ; falling to the exact constraint unless given.
     prior : float
-        ν of the term γν|θ|².
+        ν of the term γν|θ|²; that of all weights at first where there is `evidence`.
     held_out : RelaxedScorer, optional
         Scores θ on held-out trajectories without solving the ODE.
     threshold : Tensor, shape (d,), optional
@@ -77,6 +79,8 @@ class Joint:
         Whether step 0 is as good as the truth.
     rough : int
         Iterations of L-BFGS in the warm-up, where it is.
+    evidence : Evidence, optional
+        Chooses ν of each tensor.
     levels : Levels, optional
         Judges the levels of γ; all are taken for good unless given.
     memory : int
@@ -109,6 +113,7 @@ class Joint:
         remesher: Remesher | None = None,
         exact: bool = False,
         rough: int = ROUGH_IF_EXACT,
+        evidence: Evidence | None = None,
         levels: Levels | None = None,
         memory: int = DEFAULT_MEMORY,
         team: Team = ALONE,
@@ -116,9 +121,10 @@ class Joint:
         self.team = team
         self.levels = levels or Levels(None, 0.0)
         self.model, self.scorer, self.threshold = model, held_out, threshold
-        self.prior, self.memory, self.exact = prior, memory, exact
+        self.evidence, self.memory, self.exact = evidence, memory, exact
         self.remesher, self.gain, self.refined_at = remesher, Gain(), 0
-        self._use(relaxed, nodes_of(problem))
+        self._system: System | None = None  # of the last step
+        self._use(relaxed, nodes_of(problem), prior if evidence is None else evidence.first)
         self.continuation = Continuation(gamma, exact=exact)
         self.damping, self.state_damping = START_DAMPING, STATE_DAMPING
         self.iteration = self.evaluations = 0
@@ -135,11 +141,11 @@ class Joint:
         if learns:
             self.warm_up = WarmUp(problem, model, exact and self.arrow.formed, rough=rough, team=team)
 
-    def _use(self, relaxed: RelaxedParts, nodes: Tensor) -> None:
+    def _use(self, relaxed: RelaxedParts, nodes: Tensor, prior: float | Tensor) -> None:
         self.nodes = self.begun = nodes  # the damping's measure is that of the first X
         self._known: Loss | None = None  # the loss at this X and θ, where a step has found it
         self.arrow = ArrowProblem(
-            relaxed, self.model, nodes, prior=self.prior, memory=self.memory, exact=self.exact, team=self.team
+            relaxed, self.model, nodes, prior=prior, memory=self.memory, exact=self.exact, team=self.team
         )
 
     @property
@@ -191,7 +197,8 @@ class Joint:
                 gain = (J - after.total(gamma)) / J if J > 0 else 0.0
                 was_closed = self.continuation.closed
                 verdict = self.continuation.after(gain, after.residual, after.tail, after.misfit)
-                ended = verdict == "converged" and not self._refine()
+                after, goes_on = self._weigh_evidence(after, gamma, verdict)
+                ended = verdict == "converged" and not goes_on and not self._refine()
                 settled = ended or verdict == "tighten" or self.continuation.closed > was_closed
                 if settled and self._fell_too_far(gamma, after):
                     ended, gamma, after = True, self.gamma, self.arrow.loss(self.nodes)
@@ -219,6 +226,7 @@ class Joint:
         while self.state_damping <= MOST_STATE_DAMPING:
             system = Linearisation(arrow, self.nodes, gamma, self.state_damping)
             self.evaluations += 1
+            self._system = None if system.failed else system.reduced
             if not system.finite:
                 return self._end("not-finite", "a derivative of the model is not finite", before)
             for _ in range(0 if system.failed else TRIES):
@@ -250,6 +258,16 @@ class Joint:
         self.arrow.put_theta(levels.best.theta)
         return True
 
+    def _weigh_evidence(self, at: Loss, gamma: float, verdict: Verdict) -> tuple[Loss, bool]:
+        """At the end of a level let ν follow the evidence; returns the loss with it, and whether this level goes on."""
+        evidence, last = self.evidence, verdict == "converged"
+        if evidence is None or verdict == "stay" or self._system is None or (last and evidence.rounds >= MOST_ROUNDS):
+            return at, False
+        matters = evidence.choose(self.arrow, at, self._system, gamma)
+        evidence.rounds += last and matters
+        self._known = at._replace(penalty=self.arrow.penalty())
+        return self._known, last and matters
+
     def _refine(self) -> bool:
         """Go on on a finer mesh where the series asks for one; returns whether it does."""
         if self.remesher is None:
@@ -257,7 +275,7 @@ class Joint:
         plan, relaxed, nodes = self.remesher.refine(self.arrow.relaxed, self.nodes, self.gain)
         self.gain = plan.gain
         if not plan.done:
-            self._use(relaxed, nodes)
+            self._use(relaxed, nodes, self.arrow.prior)
             self.continuation.reopen()
             self.levels.forget()
             self.refined_at, self.scorer = self.iteration, self.remesher.scorer(self.mesh)
@@ -283,6 +301,8 @@ class Joint:
             saved["mesh.begun"] = collect(self.begun)
         if self.scorer is not None:
             saved["held_out.nodes"] = self.scorer.state()
+        if self.evidence is not None:
+            saved |= {"prior": self.arrow.prior, "rounds": torch.tensor(self.evidence.rounds)}
         saved["gain"] = torch.tensor([*self.gain, self.refined_at], dtype=torch.float64)
         saved |= {f"levels.{k}": collect(v) if k == "nodes" else v for k, v in self.levels.state().items()}
         began = {} if self.warm_up is None else self.warm_up.state()
@@ -298,12 +318,14 @@ class Joint:
             first = self.team.before(self.mesh.trajectories)
             mesh = mesh.between(first, first + self.mesh.trajectories)
             begun = self.team.own(state["mesh.begun"], mesh.elements).clone()
-            self._use(self.remesher.rebuild(self.arrow.relaxed, mesh, begun), begun)
+            self._use(self.remesher.rebuild(self.arrow.relaxed, mesh, begun), begun, self.arrow.prior)
             self.refined_at = int(state["gain"][2])
             self.scorer = self.remesher.scorer(mesh) if self.refined_at else self.scorer
         self.nodes, self._known = self.team.own(state["nodes"], self.nodes.shape[0]).clone(), None
         if self.scorer is not None and "held_out.nodes" in state:
             self.scorer.restore(state["held_out.nodes"])
+        if self.evidence is not None and "prior" in state:  # states of older versions have none
+            self.arrow.prior, self.evidence.rounds = state["prior"].to(self.arrow.prior), int(state["rounds"])
         self.gain = Gain(float(state["gain"][0]), int(state["gain"][1]))
         levels = {k.removeprefix("levels."): v for k, v in state.items() if k.startswith("levels.")}
         if "nodes" in levels:

@@ -3,7 +3,7 @@
 The whole arrow stands in `arrow`. Inner values of every element are condensed first (`block_solver`): with L_I the
 factor of A's inner rows, Q = L_I⁻¹ M_I (M's inner rows) and E what is left of M's end rows, the Schur complement is
 
-    S = Σ_e G̃_eᵀ (1 - t tᵀ - Q_eᵀ Q_e) G̃_e - Σ yᵀ y + γν 1,       y: the boundaries' part of L⁻¹ (-E_e G̃_e).
+    S = Σ_e G̃_eᵀ (1 - t tᵀ - Q_eᵀ Q_e) G̃_e - Σ yᵀ y + γ diag(ν),       y: the boundaries' part of L⁻¹ (-E_e G̃_e).
 
 The matrix in brackets is positive semidefinite. What it has in the rows of one block of ∂f/∂θ (`theta_blocks`) is
 K_eᵀ K_e by a Cholesky factor, so that the large products are one K_e G̃_e per element and half of one product of all
@@ -11,7 +11,7 @@ those rows with themselves; it maps t to zero, so that P - 1 rows for each of f'
 more unknowns than there are weights, B_e = -M_e G̃_e is condensed itself, which is cheaper than K_e.
 
 Where there are fewer residuals than weights, they are solved for (`row_system`). Where N_θ² numbers are too many, S is
-only applied to vectors, ``S v = G̃ᵀ (1 - t tᵀ - Mᵀ A⁻¹ M) G̃ v + γν v``, by one forward and one backward pass of f and
+only applied to vectors, ``S v = G̃ᵀ (1 - t tᵀ - Mᵀ A⁻¹ M) G̃ v + γ ν ⊙ v``, by one forward and one backward pass of f and
 one solution with A; `krylov` does the rest.
 """
 
@@ -128,11 +128,11 @@ class Linearisation:
         rows = KEPT_COPIES * problem.rows + theta.numel() * problem.formed
         elements = nodes.shape[0] * self.team.lanes  # lanes stand in one memory
         self._keeps = 8 * rows * problem.rows * elements <= problem.memory
-        self.prior = gamma * problem.prior if self.team.is_lead else 0.0  # once in the sum over the processes
+        self.prior = gamma * problem.prior * float(self.team.is_lead)  # once in the sum over the processes
         self.gradient = self.prior * theta
         self._reduced_gradient = self.gradient.clone()
         few = problem.formed and few_rows(nodes.numel(), theta.numel(), self.team)
-        self.reduced = self._rows(theta) if few else self._form(theta.numel()) if problem.formed else self._apply()
+        self.reduced = self._rows(theta) if few else self._form() if problem.formed else self._apply()
 
     @property
     def schur(self) -> Tensor:
@@ -163,9 +163,9 @@ class Linearisation:
         promise += float(weights @ (damping * self.weight_measure * weights - self.gradient))
         return None if spoiled else Move(states, weights, promise)
 
-    def _form(self, size: int) -> WeightSystem:
+    def _form(self) -> WeightSystem:
         """S and g over all batches."""
-        matrix = self.prior * torch.eye(size, dtype=self.nodes.dtype, device=self.nodes.device)
+        matrix = torch.diag(self.prior)
         for done, G in self._with_theta():
             _add_schur_share(matrix, done, G)
         (matrix,) = self._summed(mirror(matrix))

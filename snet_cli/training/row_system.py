@@ -1,9 +1,9 @@
 """Damped normal equations in θ where there are fewer residuals than weights: solved in the space of the residuals.
 
-With G̃ (r, N_θ) and S = G̃ᵀ C G̃ + p 1, C = 1 where the trajectories are fixed and what their elimination leaves of it
+With G̃ (r, N_θ) and S = G̃ᵀ C G̃ + diag(p), C = 1 where the trajectories are fixed and what their elimination leaves of it
 otherwise (`linearisation`), the system of `weight_system` is
 
-    (G̃ᵀ C G̃ + Δ) dθ = G̃ᵀ ρ - p θ,      Δ = p 1 + μ diag(m),
+    (G̃ᵀ C G̃ + Δ) dθ = G̃ᵀ ρ - p θ,      Δ = diag(p) + μ diag(m),
 
 and with z = ρ - C G̃ dθ, what is left of ρ after the step, dθ = Δ⁻¹ (G̃ᵀ z - p θ):
 
@@ -48,7 +48,7 @@ class RowSystem:
         ρ.
     pull : Tensor, shape (N_θ,)
         p θ.
-    prior : float
+    prior : Tensor, shape (N_θ,)
         p.
     measure : Tensor, shape (N_θ,)
         m.
@@ -58,7 +58,7 @@ class RowSystem:
     inner: Tensor | None
     target: Tensor
     pull: Tensor
-    prior: float
+    prior: Tensor
     measure: Tensor
 
     @classmethod
@@ -68,7 +68,7 @@ class RowSystem:
         inner: Tensor | None,
         target: Tensor,
         theta: Tensor,
-        prior: float,
+        prior: Tensor,
         model: Model,
         *,
         exact: bool = False,
@@ -81,6 +81,20 @@ class RowSystem:
     def gradient(self) -> Tensor:
         """Half the gradient that is left when X follows, shape (N_θ,)."""
         return self.pull - self.rows.T @ self.target
+
+    def determined(self, prior: Tensor) -> Tensor | None:
+        """Share of each weight, shape (N_θ,), that the data determines: diagonal of p⁻¹ G̃ᵀ (1 + C H)⁻¹ C G̃ at μ = 0.
+
+        None where a weight has no prior.
+        """
+        if not bool((prior > 0).all()):
+            return None
+        over = self.rows / prior
+        H, inner = over @ self.rows.T, torch.eye(len(over)).to(over) if self.inner is None else self.inner
+        matrix = inner @ H
+        torch.diagonal(matrix).add_(1.0)
+        left, info = torch.linalg.solve_ex(matrix, inner @ self.rows)
+        return None if int(info) != 0 else (over * left).sum(0).clamp(0.0, 1.0)
 
     def solve(self, damping: float) -> Tensor | None:
         """Dθ for μ; None where the step is not finite."""

@@ -97,12 +97,11 @@ class LevenbergMarquardtStep:
         if isinstance(self.problem, Problem) and few_rows(self.problem.x.numel(), size, self.team):
             G, defect = self._rows(self.problem, slice(None))
             target = -defect.flatten()
-            return RowSystem.build(
-                G.dense().flatten(0, 1), None, target, theta, self.prior, self.model, exact=self.exact
-            )
-        prior = self.prior if self.team.is_lead else 0.0  # once in the sum over the processes
-        matrix = prior * torch.eye(size, dtype=theta.dtype, device=theta.device)
-        gradient = prior * theta
+            prior = torch.full_like(theta, self.prior)
+            return RowSystem.build(G.dense().flatten(0, 1), None, target, theta, prior, self.model, exact=self.exact)
+        once = self.prior if self.team.is_lead else 0.0  # in the sum over the processes
+        matrix = once * torch.eye(size, dtype=theta.dtype, device=theta.device)
+        gradient = once * theta
         for problem in self.problem.parts():
             for part in chunks(problem.t.numel(), problem.scale.numel(), size, MEMORY):
                 G, defect = self._rows(problem, part)

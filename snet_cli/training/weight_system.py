@@ -57,6 +57,16 @@ class WeightSystem:
         """The system with the measure that fits it."""
         return cls(matrix, gradient, weight_measure(matrix.diagonal(), model, exact=exact))
 
+    def determined(self, prior: Tensor) -> Tensor | None:
+        """Share of each weight, shape (N_θ,), that the data determines: 1 - p_i [S⁻¹]_ii for a prior p (N_θ,) within S.
+
+        None where S is not positive definite.
+        """
+        L, info = torch.linalg.cholesky_ex(self.matrix)
+        if int(info) != 0:
+            return None
+        return (1.0 - prior * torch.cholesky_inverse(L).diagonal()).clamp(0.0, 1.0)
+
     def solve(self, damping: float) -> Tensor | None:
         """Dθ for μ; None where S + μ diag(m) is not positive definite or the step is not finite."""
         L, info = torch.linalg.cholesky_ex(self.matrix + torch.diag(damping * self.measure))

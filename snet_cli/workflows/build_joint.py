@@ -6,6 +6,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from snet_cli.training.arrow import DEFAULT_MEMORY
+from snet_cli.training.evidence import Evidence
 from snet_cli.training.gamma import SampleCounts, noise_misfit
 from snet_cli.training.joint import Joint
 from snet_cli.training.levels import Levels
@@ -77,7 +78,8 @@ def _build(parts: Ingredients) -> Training:
         parts.own_relaxed(relaxed),
         setup.trained.model,
         gamma=None if options.gamma == "auto" else options.gamma,
-        prior=prior_of_noise(counts, noise) if options.prior == "auto" else options.prior,
+        prior=0.0 if options.prior == "auto" else options.prior,
+        evidence=evidence_of(options, counts, noise),
         held_out=None if validation is None else validation.scorer(parts.team),
         threshold=None if zero.threshold is None else as_tensor(zero.threshold, parts.device),
         exact=known_exactly,
@@ -123,6 +125,9 @@ def noise_levels(parts: Ingredients, exact: bool) -> FloatArray | None:
     return zero.noise
 
 
-def prior_of_noise(counts: SampleCounts, noise: FloatArray | None) -> float:
-    """ν of γν|θ|²: what the noise of one value leaves in L, so that L + ν|θ|² is the log posterior of unit weights."""
-    return 0.0 if noise is None else noise_misfit(counts, noise) / max(int(counts.values.sum()), 1)
+def evidence_of(options: FitOptions, counts: SampleCounts, noise: FloatArray | None) -> Evidence | None:
+    """What chooses ν of γ Σ ν θ²; none where it is given, and where the data is exact."""
+    if options.prior != "auto" or noise is None:
+        return None
+    unit = noise_misfit(counts, noise) / max(int(counts.values.sum()), 1)
+    return Evidence(unit) if unit > 0 else None

@@ -9,7 +9,7 @@ from snet_cli.training.joint import Joint
 from snet_cli.training.robust import as_tensor
 from snet_cli.training.warm_up import FINE
 from snet_cli.workflows import memory
-from snet_cli.workflows.build_joint import JOINT, ROUGH, SCORE_GAMMA, noise_levels, prior_of_noise, rough_iterations
+from snet_cli.workflows.build_joint import JOINT, ROUGH, SCORE_GAMMA, evidence_of, noise_levels, rough_iterations
 from snet_cli.workflows.methods import unknowns_notes
 from snet_cli.workflows.slices_parts import (
     channels_in_slices,
@@ -46,7 +46,8 @@ def joint_in_slices(parts: Ingredients, sliced: SlicedSetup, slices: TrajectoryS
         relaxed_slices(sliced, slices, channels, free=free),
         setup.trained.model,
         gamma=None if options.gamma == "auto" else options.gamma,
-        prior=prior_of_noise(counts, noise) if options.prior == "auto" else options.prior,
+        prior=0.0 if options.prior == "auto" else options.prior,
+        evidence=evidence_of(options, counts, noise),
         held_out=None if validation is None else validation.scorer(team),
         threshold=None if setup.step_zero.threshold is None else as_tensor(setup.step_zero.threshold, parts.device),
         exact=known_exactly,

@@ -1,0 +1,150 @@
+"""How strongly weights are held is what the probability of the data asks for, and forecasts gain from it."""
+
+from __future__ import annotations
+
+import copy
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from snet_cli.models.mlp import Mlp
+from snet_cli.training import evidence as evidence_room
+from snet_cli.training.arrow import Loss
+from snet_cli.training.evidence import LEAST, MOST, START, Evidence
+from snet_cli.training.joint import Joint
+from snet_cli.training.krylov import KrylovSystem
+from snet_cli.training.row_system import RowSystem
+from snet_cli.training.weight_system import WeightSystem
+from tests.alpha_cases import relaxed_spirals
+from tests.command import Snet
+from tests.training_cases import network
+
+SIZES = (3, 9)
+NOISE = 0.3
+
+
+def regression(values: int = 60) -> tuple[torch.Tensor, torch.Tensor]:
+    """y = X θ + noise with θ in two tensors, one of large numbers and one of small ones."""
+    rng = np.random.default_rng(3)
+    X = rng.normal(size=(values, sum(SIZES)))
+    theta = np.concatenate([rng.normal(size=SIZES[0]) * 4.0, rng.normal(size=SIZES[1]) * 0.1])
+    return torch.from_numpy(X), torch.from_numpy(X @ theta + rng.normal(size=values) * NOISE)
+
+
+def minus_log_evidence(log_alpha: np.ndarray, X: np.ndarray, y: np.ndarray) -> float:
+    """Of y ~ N(0, NOISE² 1 + X diag(1/α) Xᵀ), which is exact for a linear model."""
+    variance = np.repeat(np.exp(-log_alpha), SIZES)
+    covariance = NOISE**2 * np.eye(len(y)) + (X * variance) @ X.T
+    return 0.5 * float(np.linalg.slogdet(covariance)[1] + y @ np.linalg.solve(covariance, y))
+
+
+@pytest.mark.parametrize("rows", [False, True])
+def test_alpha_is_where_the_probability_of_the_data_is_largest(rows: bool) -> None:
+    """A linear model, whose evidence scipy maximises: each θ-step exact, then one choice of α, until nothing moves."""
+    X, y = regression()
+    parameters = [torch.nn.Parameter(torch.zeros(size, dtype=torch.float64)) for size in SIZES]
+    theta = torch.zeros(sum(SIZES), dtype=torch.float64)
+    unit, gamma = 1e-2, 0.1  # of L = c |y - X θ|², whose noise is NOISE² c = unit a value
+    scale = (gamma * unit) ** 0.5 / NOISE
+    arrow = SimpleNamespace(parameters=parameters, theta=lambda: theta, prior=torch.full_like(theta, unit))
+    evidence = Evidence(unit)
+    measure = torch.ones_like(theta)
+    for _ in range(200):
+        prior = gamma * arrow.prior
+        H = scale**2 * X.T @ X + torch.diag(prior)
+        theta = torch.linalg.solve(H, scale**2 * X.T @ y)
+        system = (
+            RowSystem(scale * X, torch.eye(len(y)).to(X), scale * y, prior * theta, prior, measure)
+            if rows
+            else WeightSystem(H, torch.zeros_like(theta), measure)
+        )
+        evidence.choose(arrow, Loss(0.0, 0.0, 1.0, 0.0), system, gamma)
+    found = (arrow.prior / unit).log().numpy()[[0, -1]]
+    oracle = minimize(minus_log_evidence, np.zeros(2), args=(X.numpy(), y.numpy()), tol=1e-10)
+    np.testing.assert_allclose(found, oracle.x, atol=1e-3)  # scipy's differences leave 1e-4
+
+
+def test_what_tells_nothing_keeps_alpha_within_bounds() -> None:
+    """Weights that the data keeps at zero, enormous ones, and some that it knows nothing of."""
+    theta = torch.tensor([0.0, 0.0, 1e3, 0.5], dtype=torch.float64)
+    told = torch.tensor([1.0, 1e-3, 1.0, 0.0], dtype=torch.float64)
+    parameters = [torch.nn.Parameter(torch.zeros(size, dtype=torch.float64)) for size in (2, 1, 1)]
+    arrow = SimpleNamespace(parameters=parameters, theta=lambda: theta, prior=torch.ones_like(theta))
+    for _ in range(60):
+        system = WeightSystem(torch.diag(told + 0.5 * arrow.prior), theta, theta)
+        Evidence(1.0).choose(arrow, Loss(0.0, 0.0, 1.0, 0.0), system, 0.5)
+    assert arrow.prior.tolist() == pytest.approx([MOST, MOST, LEAST, 1.0])
+
+
+def test_a_system_that_is_only_applied_or_has_no_factor_changes_nothing() -> None:
+    theta = torch.ones(2, dtype=torch.float64)
+    arrow = SimpleNamespace(parameters=[torch.nn.Parameter(theta)], theta=lambda: theta, prior=theta.clone())
+    network_ = torch.nn.Linear(1, 1).double()
+    network_.linear_weights = lambda: ()  # type: ignore[assignment]
+    applied = KrylovSystem(lambda v: v, theta, network_)  # type: ignore[arg-type]
+    indefinite = WeightSystem(-torch.eye(2, dtype=torch.float64), theta, theta)
+    for system in (applied, indefinite):
+        assert not Evidence(1.0).choose(arrow, Loss(0.0, 0.0, 1.0, 0.0), system, 1.0)
+        assert torch.equal(arrow.prior, theta)
+
+
+def noisy_joint() -> tuple[Joint, Mlp]:
+    data, problem, relaxed, _ = relaxed_spirals(4, noise=0.05)
+    model = network(data, hidden=[8])
+    unit = 0.05**2 / float(np.nanvar(data.outputs)) / data.outputs.size
+    return Joint(problem, relaxed, model, evidence=Evidence(unit)), model
+
+
+def test_training_ends_where_another_choice_of_alpha_changes_nothing() -> None:
+    method, _ = noisy_joint()
+    first = method.arrow.prior.clone()
+    assert torch.equal(first, torch.full_like(first, START * method.evidence.unit))
+    for _ in range(150):
+        if method.outcome is not None:
+            break
+        method.step()
+    assert method.outcome == "converged"
+    assert method.evidence.rounds > 0
+    assert not torch.equal(method.arrow.prior, first)
+    sizes = [p.numel() for p in method.arrow.parameters]
+    assert all(part.unique().numel() == 1 for part in method.arrow.prior.split(sizes))
+
+
+@pytest.mark.parametrize("pause", [12, 30])
+def test_a_restored_run_holds_its_weights_as_it_did(pause: int) -> None:
+    straight, model = noisy_joint()
+    for _ in range(pause):
+        straight.step()
+    resumed, other = noisy_joint()
+    other.load_state_dict(copy.deepcopy(model.state_dict()))
+    resumed.restore(copy.deepcopy(straight.state()))
+    assert torch.equal(resumed.arrow.prior, straight.arrow.prior)
+    for _ in range(25):
+        assert straight.step() == resumed.step()
+    for one, two in zip(model.parameters(), other.parameters(), strict=True):
+        assert torch.equal(one, two)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("system", "horizon"), [("pendulum", 20), ("van-der-pol", 40)])
+def test_forecasts_from_little_noisy_data_gain(
+    snet: Snet, monkeypatch: pytest.MonkeyPatch, system: str, horizon: float
+) -> None:
+    """Against α = 1 for all weights, over twice the training horizon, mean of two data sets: measured 0.5."""
+
+    def error(seed: int) -> float:
+        words = ("--trajectories", 4, "--noise", 0.05, "--unknown-x0", "--seed", seed, "--force")
+        assert snet("simulate", system, "-o", "a.h5", *words).code == 0
+        assert snet("fit", "a.h5", "-o", "m.h5", "--force", "--threads", 1).code == 0
+        return float(snet("evaluate", "m.h5", "t.h5", "--json").json["nrmse"])
+
+    longer = ("--horizon", horizon, "--samples", 400, "--trajectories", 20, "--seed", 1000)
+    assert snet("simulate", system, "-o", "t.h5", *longer).code == 0
+    chosen = [error(seed) for seed in (0, 1)]
+    monkeypatch.setattr(evidence_room, "START", 1.0)
+    monkeypatch.setattr(Evidence, "choose", lambda *_: False)
+    fixed = [error(seed) for seed in (0, 1)]
+    assert np.log(chosen).mean() < np.log(fixed).mean() + np.log(0.85)
