@@ -127,6 +127,12 @@ class Batch(NamedTuple):
         """Times (Q,), x (Q, n) and u (Q, m + c) at all nodes in one list, for node values (N, P, n)."""
         return self.part.t.reshape(-1), x.flatten(0, 1), self.part.u.flatten(0, 1)
 
+    def damped(self, blocks: Tensor, ridge: float) -> Tensor:
+        """A (N, Pn, Pn) plus `ridge` times the measure."""
+        damped = blocks.clone()
+        torch.diagonal(damped, dim1=1, dim2=2).add_(ridge * self.measure.flatten(1))
+        return damped
+
     def project(self, whitened: Tensor) -> Tensor:
         """Leave the ψ_p-component out of values (N, P, r) that W^½ multiplies already."""
         return whitened - self.tail[:, :, None] * (self.tail[:, None, :] @ whitened)

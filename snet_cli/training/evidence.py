@@ -11,7 +11,7 @@ its own α_k (as inputs have in automatic relevance determination, Neal 1996): t
 f, say, are found to be of no use. Where the data determines everything the prior is next to nothing beside it, and
 where little is determined a network is as smooth as the data allows.
 
-Levels of γ end with one such step each; the last one goes on until it changes nothing that matters.
+Each level of γ ends with one such step; the last one goes on until it changes nothing that matters.
 """
 
 from __future__ import annotations

@@ -1,15 +1,12 @@
 """Joint Gauss-Newton: Levenberg-Marquardt on the trajectories X and the weights θ together, γ falling to the exact ODE.
 
-    warm-up:  θ alone with X of step 0 (δ-SNet), as long as a network that knows nothing would only spoil X (`warm_up`);
-              it is all there is where exact data has kinks
-    then:     (X, θ) <- (X, θ) + one damped Gauss-Newton step on J = γ(L + Σ ν θ²) + R       (`arrow`)
-              γ falls when its level has converged, until the ODE holds to the discretisation error (`continuation`), or
-              forecasts of data that nothing obeys to its noise get worse (`levels`); at the end of a level noisy data
-              says how far the weights may go (`evidence`)
-    at last:  the mesh is refined where noise would not hide its error, and γ falls further (`refinement`)
-
-A step is taken only where it decreases J. θ's damping falls after one and rises for each trial that is refused, which
-costs no new elimination (`weight_system`). Where no damping of θ helps, X is damped.
+warm-up:  θ alone with X of step 0 (δ-SNet), as long as a network that knows nothing would only spoil X (`warm_up`);
+it is all there is where exact data has kinks
+then:     (X, θ) <- (X, θ) + one damped Gauss-Newton step on J = γ(L + Σ ν θ²) + R       (`descent`)
+γ falls when its level has converged, until the ODE holds to the discretisation error (`continuation`), or
+forecasts of data that nothing obeys to its noise get worse (`levels`); at the end of a level noisy data
+says how far the weights may go (`evidence`)
+at last:  the mesh is refined where noise would not hide its error, and γ falls further (`refinement`)
 """
 
 from __future__ import annotations
@@ -29,30 +26,23 @@ from snet_cli.training.arrow import DEFAULT_MEMORY, ArrowProblem, Loss
 from snet_cli.training.blocks import BlockProblem
 from snet_cli.training.closed_form import solve_in_closed_form
 from snet_cli.training.continuation import Continuation, Verdict
+from snet_cli.training.descent import Descent, Failure
 from snet_cli.training.evidence import MOST_ROUNDS, Evidence, System
 from snet_cli.training.levels import Levels
-from snet_cli.training.linearisation import Linearisation
 from snet_cli.training.method import Step
 from snet_cli.training.problem import Problem
 from snet_cli.training.refinement import Gain, Remesher, mesh_from_state, mesh_state
 from snet_cli.training.relaxed import RelaxedParts, nodes_of
 from snet_cli.training.relaxed_score import RelaxedScorer
 from snet_cli.training.warm_up import ROUGH_IF_EXACT, WarmUp
-from snet_cli.training.weight_system import EASIER, HARDER, LEAST_DAMPING, MOST_DAMPING, START_DAMPING
-
-TRIES = 12
-"""Trials of θ's damping before X is damped as well."""
-
-STATE_DAMPING, MOST_STATE_DAMPING, STATE_FACTOR = 1e-3, 1e6, 100.0
-"""Damping of X: least and at first, bound, and factor after trials that all failed."""
 
 FIRST_STEP = 10.0
 """Time of the first step beside the longest of the warm-up: measured 4 to 7."""
 
-ROUNDING = 1e-13
-"""Promised decrease relative to J that rounding hides: X and θ are at their minimum."""
+Outcome = Literal["converged"] | Failure
 
-Outcome = Literal["converged", "stalled", "not-finite", "damping-at-limit"]
+OUTCOMES: tuple[Outcome, ...] = ("converged", "stalled", "not-finite", "damping-at-limit")
+"""In the order of their numbers in a state."""
 
 
 class Joint:
@@ -126,8 +116,8 @@ class Joint:
         self._system: System | None = None  # of the last step
         self._use(relaxed, nodes_of(problem), prior if evidence is None else evidence.first)
         self.continuation = Continuation(gamma, exact=exact)
-        self.damping, self.state_damping = START_DAMPING, STATE_DAMPING
-        self.iteration = self.evaluations = 0
+        self.descent = Descent()
+        self.iteration = 0
         self.outcome: Outcome | None = None
         self.failure: str | None = None
         self.moved = False  # since it was made or restored
@@ -157,6 +147,11 @@ class Joint:
     def gamma(self) -> float:
         """γ of the current level."""
         return self.continuation.gamma
+
+    @property
+    def evaluations(self) -> int:
+        """Evaluations of R with its gradient in the warm-up, and eliminations since."""
+        return self.descent.evaluations + (0 if self.warm_up is None else self.warm_up.evaluations)
 
     @property
     def finding(self) -> str | None:
@@ -209,7 +204,6 @@ class Joint:
 
     def _warm_up(self, warm_up: WarmUp) -> Step:
         value = warm_up.step()
-        self.evaluations = warm_up.evaluations
         if warm_up.done and warm_up.share is not None:
             self.outcome = "converged"  # exact as X is, it would have to bend to obey a model across a jump of f
         if self._misfit_at_begin is None:  # X stays
@@ -219,34 +213,10 @@ class Joint:
 
     def _move(self, before: Loss) -> Loss:
         """Take a step that decreases J, and return the loss there; without one X and θ stay."""
-        arrow, gamma, theta = self.arrow, self.gamma, self.arrow.theta()
-        J = before.total(gamma)
-        if not math.isfinite(J):
-            return self._end("not-finite", "the residual is not finite", before)
-        while self.state_damping <= MOST_STATE_DAMPING:
-            system = Linearisation(arrow, self.nodes, gamma, self.state_damping)
-            self.evaluations += 1
-            self._system = None if system.failed else system.reduced
-            if not system.finite:
-                return self._end("not-finite", "a derivative of the model is not finite", before)
-            for _ in range(0 if system.failed else TRIES):
-                move = system.solve(self.damping)
-                if move is not None:
-                    arrow.put_theta(theta + move.weights)
-                    nodes = move.states.add_(self.nodes)
-                    after = arrow.loss(nodes)
-                    if after.total(gamma) < J:  # false for NaN
-                        self.nodes, self._known = nodes, after
-                        self.damping = max(self.damping / EASIER, LEAST_DAMPING)
-                        self.state_damping = max(self.state_damping / EASIER, STATE_DAMPING)
-                        return after
-                    arrow.put_theta(theta)
-                    if move.promise <= ROUNDING * J:
-                        return before
-                self.damping = min(self.damping * HARDER, MOST_DAMPING)
-            self.state_damping *= STATE_FACTOR
-        self.state_damping = STATE_DAMPING
-        return self._end("damping-at-limit" if self.damping >= MOST_DAMPING else "stalled", None, before)
+        found = self.descent.step(self.arrow, self.nodes, before, self.gamma)
+        self.nodes, self._known, self._system = found.nodes, found.loss, found.system
+        self.outcome, self.failure = found.failure, found.reason
+        return found.loss
 
     def _fell_too_far(self, gamma: float, at: Loss) -> bool:
         """Go back to the level of γ that forecasts best, where this one is worse; returns whether it was."""
@@ -281,19 +251,15 @@ class Joint:
             self.refined_at, self.scorer = self.iteration, self.remesher.scorer(self.mesh)
         return not plan.done
 
-    def _end(self, outcome: Outcome, failure: str | None, at: Loss) -> Loss:
-        self.outcome, self.failure = outcome, failure
-        return at
-
     def state(self) -> dict[str, Tensor]:
         """What a resumed run needs beside θ and the options: X, dampings, γ, the memory of the warm-up.
 
         On the lead X and its mesh are those of all processes.
         """
-        level, outcomes = self.continuation, Outcome.__args__  # type: ignore[attr-defined]
-        progress = [self.iteration, self.evaluations, self.damping, self.state_damping]
+        level = self.continuation
+        progress = [self.iteration, self.evaluations, self.descent.damping, self.descent.state_damping]
         progress += [level.gamma, level.steps, level.closed, level.last_misfit]
-        progress += [-1 if self.outcome is None else outcomes.index(self.outcome)]
+        progress += [-1 if self.outcome is None else OUTCOMES.index(self.outcome)]
         collect = self.team.collect
         saved = {"nodes": collect(self.nodes), "progress": torch.tensor(progress, dtype=torch.float64)}
         if self.remesher is not None:
@@ -333,8 +299,9 @@ class Joint:
         if levels:  # states of older versions have none
             self.levels.restore(levels)
         counts, level = state["progress"].tolist(), self.continuation
-        self.iteration, self.evaluations = int(counts[0]), int(counts[1])
-        self.damping, self.state_damping = counts[2], counts[3]
+        self.iteration, began = int(counts[0]), 0 if self.warm_up is None else self.warm_up.evaluations
+        self.descent.evaluations = int(counts[1]) - began
+        self.descent.damping, self.descent.state_damping = counts[2], counts[3]
         level.gamma, level.steps, level.closed, level.last_misfit = (
             counts[4],
             int(counts[5]),
@@ -342,4 +309,4 @@ class Joint:
             counts[7],
         )
         ended = counts[8]
-        self.outcome = None if ended < 0 else Outcome.__args__[int(ended)]  # type: ignore[attr-defined]
+        self.outcome = None if ended < 0 else OUTCOMES[int(ended)]

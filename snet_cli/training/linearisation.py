@@ -231,9 +231,7 @@ class Linearisation:
         self, batch: Batch, x: Tensor, rates: Tensor, F: Tensor, by_theta: ThetaJacobian | WeightedProducts
     ) -> _Eliminated:
         system = self.problem.state_system(batch, x, self.gamma, rates, F)
-        damped = system.blocks.clone()
-        torch.diagonal(damped, dim1=1, dim2=2).add_(self.ridge * batch.measure.flatten(1))
-        factor = BlockFactor(damped, batch.part.trajectory, x.shape[2])
+        factor = BlockFactor(batch.damped(system.blocks, self.ridge), batch.part.trajectory, x.shape[2])
         return _Eliminated(batch, system, factor, by_theta)
 
     def _usable(self, done: _Eliminated, *others: Tensor) -> bool:

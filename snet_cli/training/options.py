@@ -78,7 +78,7 @@ class FitOptions(BaseModel):
     scaled: bool = Field(default=True, description="Scale each state's residual by 1/rms of its derivative.")
     prior: Literal["auto"] | Annotated[float, Field(ge=0, allow_inf_nan=False)] = Field(
         default="auto",
-        description="λ of the term λ|θ|² beside R; auto: what the noise of the data leaves in ẋ, per equation.",
+        description="λ of λ|θ|² beside R; auto: what noise leaves in ẋ, per equation; joint: by the evidence.",
     )
     theta_step: ThetaStepOptions = Field(default=ThetaStepOptions(), description="How the weights move.")
     solver: SolverOptions = Field(default=SolverOptions(), description="How exactly the solver baselines integrate.")

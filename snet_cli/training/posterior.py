@@ -21,9 +21,10 @@ do not shrink to nothing for exact data, where the misfit is the error of the mo
 discretisation.
 
 Prior. What the data does not determine would otherwise be known exactly or not at all. Each number of θ has the prior
-N(estimate, s²), s the root mean square of its tensor and at least 1, the standard deviation that ν of the fit
-stands for as well. Posterior: N(estimate, (Σ_d information_d / φ_d + diag(s)⁻²)⁻¹), the Laplace approximation with the
-Gauss-Newton matrix (MacKay 1992); forecasts have to be linear in θ to mean it (`forecasting.ensemble`).
+N(estimate, s²), s the root mean square of its tensor and at least 1: wider than what the fit assumes (`evidence`), for
+bands that are too narrow where the model extrapolates are the worse ones. Posterior: N(estimate, (Σ_d information_d /
+φ_d + diag(s)⁻²)⁻¹), the Laplace approximation with the Gauss-Newton matrix (MacKay 1992); forecasts have to be linear
+in θ to mean it (`forecasting.ensemble`).
 """
 
 from __future__ import annotations
@@ -43,8 +44,8 @@ from snet_cli.models.base import Model
 from snet_cli.training.arrow import ArrowProblem
 from snet_cli.training.block_solver import BlockFactor
 from snet_cli.training.discrepancy import determined, dispersions, error_pattern
+from snet_cli.training.following import after_newton_step
 from snet_cli.training.relaxed import RelaxedProblem
-from snet_cli.training.state_jacobian import state_jacobian
 from snet_cli.training.theta_jacobian import theta_jacobian
 
 FloatArray = NDArray[np.float64]
@@ -148,13 +149,7 @@ def _settled(arrow: ArrowProblem, nodes: Tensor, gamma: float) -> Tensor:
     """X at the minimum of J for the θ that the model holds, by Newton steps in X alone while they descend."""
     J = arrow.loss(nodes).total(gamma)
     for _ in range(SETTLING_STEPS):
-        states = nodes.clone()
-        for batch in arrow.batches:
-            x = nodes[batch.elements]
-            system = arrow.state_system(batch, x, gamma, *state_jacobian(arrow.model, *batch.points(x)))
-            factor = BlockFactor(_damped(system.blocks, batch.measure, gamma), batch.part.trajectory, nodes.shape[2])
-            step = factor.solve(system.gradient[:, :, None])[:, :, 0]
-            states[batch.elements] -= step.view_as(states[batch.elements])
+        states = after_newton_step(arrow, nodes, gamma, RIDGE)
         after = arrow.loss(states).total(gamma)
         if not after < J:  # true for NaN
             break
@@ -162,12 +157,6 @@ def _settled(arrow: ArrowProblem, nodes: Tensor, gamma: float) -> Tensor:
         if gain < 1e-6:
             break
     return nodes
-
-
-def _damped(blocks: Tensor, measure: Tensor, gamma: float) -> Tensor:
-    blocks = blocks.clone()
-    torch.diagonal(blocks, dim1=1, dim2=2).add_(RIDGE * gamma * measure.flatten(1))
-    return blocks
 
 
 def _information_roots(problem: _Likelihood, noise: FloatArray) -> list[FloatArray] | None:
@@ -193,8 +182,9 @@ def _information_roots(problem: _Likelihood, noise: FloatArray) -> list[FloatArr
         rates, F, G = theta_jacobian(problem.model, *batch.points(x))
         system = arrow.state_system(batch, x, problem.gamma, rates, F)
         cross = G.weighted_(batch.root.flatten(0, 1)).left_product(system.coupling)  # -B
-        blocks = _damped(system.blocks, batch.measure, problem.gamma)
-        factor = BlockFactor(blocks, batch.part.trajectory, problem.nodes.shape[2])
+        factor = BlockFactor(
+            batch.damped(system.blocks, RIDGE * problem.gamma), batch.part.trajectory, problem.nodes.shape[2]
+        )
         failed |= bool(factor.failed.any()) or not bool(torch.isfinite(cross).all())
         if failed:
             break

@@ -23,7 +23,8 @@ from snet_cli.models.base import Model
 from snet_cli.training.arrow import ArrowProblem
 from snet_cli.training.block_delta import BlockDelta
 from snet_cli.training.blocks import BLOCK_POINTS, BlockProblem
-from snet_cli.training.joint import STATE_DAMPING, Joint
+from snet_cli.training.descent import STATE_DAMPING
+from snet_cli.training.joint import Joint
 from snet_cli.training.linearisation import Linearisation
 from snet_cli.training.method_choice import MethodChoice
 from snet_cli.training.options import FitOptions

@@ -1,0 +1,117 @@
+"""One Levenberg-Marquardt step on X and θ: dampings tried until J falls.
+
+A step is taken only where it decreases J. Where that is little of what the linear model promised, X follows the new θ
+(`following`). θ's damping falls after a step and rises for each trial that is refused, which costs no new elimination
+(`weight_system`). Where no damping of θ helps, X is damped.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Literal, NamedTuple
+
+from torch import Tensor
+
+from snet_cli.training.arrow import ArrowProblem, Loss
+from snet_cli.training.following import FAITHFUL, followed
+from snet_cli.training.krylov import KrylovSystem
+from snet_cli.training.linearisation import Linearisation
+from snet_cli.training.row_system import RowSystem
+from snet_cli.training.weight_system import (
+    EASIER,
+    HARDER,
+    LEAST_DAMPING,
+    MOST_DAMPING,
+    START_DAMPING,
+    WeightSystem,
+)
+
+TRIES = 12
+"""Trials of θ's damping before X is damped as well."""
+
+STATE_DAMPING, MOST_STATE_DAMPING, STATE_FACTOR = 1e-3, 1e6, 100.0
+"""Damping of X: least and at first, bound, and factor after trials that all failed."""
+
+ROUNDING = 1e-13
+"""Promised decrease relative to J that rounding hides: X and θ are at their minimum."""
+
+Failure = Literal["stalled", "not-finite", "damping-at-limit"]
+
+
+class Descended(NamedTuple):
+    """Where a step led to.
+
+    Attributes
+    ----------
+    nodes : Tensor, shape (N, P, n)
+        X; what it was where nothing descends.
+    loss : Loss
+        At that X and the model's θ.
+    system : WeightSystem, RowSystem or KrylovSystem, or None
+        The last system that was solved.
+    failure : str or None
+        Why nothing descends, where it is no minimum.
+    reason : str or None
+        What was not finite.
+    """
+
+    nodes: Tensor
+    loss: Loss
+    system: WeightSystem | RowSystem | KrylovSystem | None = None
+    failure: Failure | None = None
+    reason: str | None = None
+
+
+class Descent:
+    """The dampings, from one step to the next.
+
+    Attributes
+    ----------
+    damping, state_damping : float
+        Of θ, and of X in units of γ.
+    evaluations : int
+        Eliminations so far.
+    """
+
+    def __init__(self) -> None:
+        self.damping, self.state_damping = START_DAMPING, STATE_DAMPING
+        self.evaluations = 0
+
+    def step(self, arrow: ArrowProblem, nodes: Tensor, before: Loss, gamma: float) -> Descended:
+        """Move θ in the model and X where that decreases J; else both stay."""
+        J = before.total(gamma)
+        if not math.isfinite(J):
+            return Descended(nodes, before, None, "not-finite", "the residual is not finite")
+        while self.state_damping <= MOST_STATE_DAMPING:
+            system = Linearisation(arrow, nodes, gamma, self.state_damping)
+            self.evaluations += 1
+            if not system.finite:
+                return Descended(nodes, before, None, "not-finite", "a derivative of the model is not finite")
+            found = None if system.failed else self._tried(system, before)
+            if found is not None:
+                return found
+            self.state_damping *= STATE_FACTOR
+        self.state_damping = STATE_DAMPING
+        return Descended(nodes, before, None, "damping-at-limit" if self.damping >= MOST_DAMPING else "stalled")
+
+    def _tried(self, system: Linearisation, before: Loss) -> Descended | None:
+        """The first damping of θ with which J falls, or that says that it is at its minimum; None where none does."""
+        arrow, gamma, theta = system.problem, system.gamma, system.problem.theta()
+        J = before.total(gamma)
+        for _ in range(TRIES):
+            move = system.solve(self.damping)
+            if move is not None:
+                arrow.put_theta(theta + move.weights)
+                nodes = move.states.add_(system.nodes)
+                after = arrow.loss(nodes)
+                if not J - after.total(gamma) > FAITHFUL * move.promise:  # true for NaN
+                    nodes, after = followed(arrow, nodes, after, gamma, self.state_damping, J - move.promise)
+                if after.total(gamma) < J:  # false for NaN
+                    self.damping = max(self.damping / EASIER, LEAST_DAMPING)
+                    self.state_damping = max(self.state_damping / EASIER, STATE_DAMPING)
+                    return Descended(nodes, after, system.reduced)
+                arrow.put_theta(theta)
+                if move.promise <= ROUNDING * J:
+                    return Descended(system.nodes, before, system.reduced)
+            self.damping = min(self.damping * HARDER, MOST_DAMPING)
+        return None
