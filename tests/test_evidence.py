@@ -11,9 +11,8 @@ import torch
 from scipy.optimize import minimize
 
 from snet_cli.models.mlp import Mlp
-from snet_cli.training import evidence as evidence_room
 from snet_cli.training.arrow import Loss
-from snet_cli.training.evidence import LEAST, MOST, START, Evidence
+from snet_cli.training.evidence import LEAST, MOST, Evidence
 from snet_cli.training.joint import Joint
 from snet_cli.training.krylov import KrylovSystem
 from snet_cli.training.row_system import RowSystem
@@ -101,7 +100,7 @@ def noisy_joint() -> tuple[Joint, Mlp]:
 def test_training_ends_where_another_choice_of_alpha_changes_nothing() -> None:
     method, _ = noisy_joint()
     first = method.arrow.prior.clone()
-    assert torch.equal(first, torch.full_like(first, START * method.evidence.unit))
+    assert torch.equal(first, torch.full_like(first, method.evidence.unit))
     for _ in range(150):
         if method.outcome is not None:
             break
@@ -144,7 +143,6 @@ def test_forecasts_from_little_noisy_data_gain(
     longer = ("--horizon", horizon, "--samples", 400, "--trajectories", 20, "--seed", 1000)
     assert snet("simulate", system, "-o", "t.h5", *longer).code == 0
     chosen = [error(seed) for seed in (0, 1)]
-    monkeypatch.setattr(evidence_room, "START", 1.0)
     monkeypatch.setattr(Evidence, "choose", lambda *_: False)
     fixed = [error(seed) for seed in (0, 1)]
     assert np.log(chosen).mean() < np.log(fixed).mean() + np.log(0.85)

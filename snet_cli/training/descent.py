@@ -1,8 +1,12 @@
 """One Levenberg-Marquardt step on X and θ: dampings tried until J falls.
 
-A step is taken only where it decreases J. Where that is little of what the linear model promised, X follows the new θ
-(`following`). θ's damping falls after a step and rises for each trial that is refused, which costs no new elimination
-(`weight_system`). Where no damping of θ helps, X is damped.
+A step is taken only where it decreases J. θ's damping falls after one and rises for each trial that is refused, which
+costs no new elimination (`weight_system`). Where no damping of θ helps, X is damped.
+
+Not here is a correction of X after the step, a Newton step in X alone at the new θ, which takes away what the linear
+model leaves of second order. It makes longer steps at small γ, but in weights that the data hardly determines: forecasts
+of a van der Pol oscillator with noise were up to four times better, those of the vehicle a fifth worse, and of a real
+pendulum as well, in three times the time.
 """
 
 from __future__ import annotations
@@ -13,7 +17,6 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from snet_cli.training.arrow import ArrowProblem, Loss
-from snet_cli.training.following import FAITHFUL, followed
 from snet_cli.training.krylov import KrylovSystem
 from snet_cli.training.linearisation import Linearisation
 from snet_cli.training.row_system import RowSystem
@@ -104,8 +107,6 @@ class Descent:
                 arrow.put_theta(theta + move.weights)
                 nodes = move.states.add_(system.nodes)
                 after = arrow.loss(nodes)
-                if not J - after.total(gamma) > FAITHFUL * move.promise:  # true for NaN
-                    nodes, after = followed(arrow, nodes, after, gamma, self.state_damping, J - move.promise)
                 if after.total(gamma) < J:  # false for NaN
                     self.damping = max(self.damping / EASIER, LEAST_DAMPING)
                     self.state_damping = max(self.state_damping / EASIER, STATE_DAMPING)

@@ -25,11 +25,6 @@ from snet_cli.training.weight_system import WeightSystem
 
 System = WeightSystem | RowSystem | KrylovSystem
 
-START = 3.0
-"""α at first: a network that begins too smooth finds its way to a rougher one, and not the other way round. Errors over
-twice the horizon of four textbook systems with four noisy trajectories, α = 1 throughout being 1: 0.79 from 1, 0.73
-from 3, 0.78 from 10, where one fit of 16 stays too smooth for good."""
-
 LEAST, MOST = 1e-2, 1e4
 """Bounds of α."""
 
@@ -61,11 +56,6 @@ class Evidence:
     def __init__(self, unit: float) -> None:
         self.unit = unit
         self.rounds = 0
-
-    @property
-    def first(self) -> float:
-        """ν of all weights at first."""
-        return START * self.unit
 
     def choose(self, arrow: ArrowProblem, at: Loss, system: System, gamma: float) -> bool:
         """Change `arrow.prior` to what the evidence asks for, half the way in the logarithm; whether that matters.

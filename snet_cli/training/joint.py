@@ -114,7 +114,7 @@ class Joint:
         self.evidence, self.memory, self.exact = evidence, memory, exact
         self.remesher, self.gain, self.refined_at = remesher, Gain(), 0
         self._system: System | None = None  # of the last step
-        self._use(relaxed, nodes_of(problem), prior if evidence is None else evidence.first)
+        self._use(relaxed, nodes_of(problem), prior if evidence is None else evidence.unit)
         self.continuation = Continuation(gamma, exact=exact)
         self.descent = Descent()
         self.iteration = 0

@@ -44,8 +44,8 @@ from snet_cli.models.base import Model
 from snet_cli.training.arrow import ArrowProblem
 from snet_cli.training.block_solver import BlockFactor
 from snet_cli.training.discrepancy import determined, dispersions, error_pattern
-from snet_cli.training.following import after_newton_step
 from snet_cli.training.relaxed import RelaxedProblem
+from snet_cli.training.state_jacobian import state_jacobian
 from snet_cli.training.theta_jacobian import theta_jacobian
 
 FloatArray = NDArray[np.float64]
@@ -149,7 +149,13 @@ def _settled(arrow: ArrowProblem, nodes: Tensor, gamma: float) -> Tensor:
     """X at the minimum of J for the θ that the model holds, by Newton steps in X alone while they descend."""
     J = arrow.loss(nodes).total(gamma)
     for _ in range(SETTLING_STEPS):
-        states = after_newton_step(arrow, nodes, gamma, RIDGE)
+        states = nodes.clone()
+        for batch in arrow.batches:
+            x = nodes[batch.elements]
+            system = arrow.state_system(batch, x, gamma, *state_jacobian(arrow.model, *batch.points(x)))
+            blocks = batch.damped(system.blocks, RIDGE * gamma)
+            factor = BlockFactor(blocks, batch.part.trajectory, nodes.shape[2])
+            states[batch.elements] -= factor.solve(system.gradient[:, :, None])[:, :, 0].view_as(x)
         after = arrow.loss(states).total(gamma)
         if not after < J:  # true for NaN
             break
