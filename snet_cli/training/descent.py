@@ -4,8 +4,8 @@ A step is taken only where it decreases J. θ's damping falls after one and rise
 costs no new elimination (`weight_system`). Where no damping of θ helps, X is damped.
 
 Not here is a correction of X after the step, a Newton step in X alone at the new θ, which takes away what the linear
-model leaves of second order. It makes longer steps at small γ, but in weights that the data hardly determines: forecasts
-of a van der Pol oscillator with noise were up to four times better, those of the vehicle a fifth worse, and of a real
+model leaves of second order. It makes longer steps at small γ, but in weights that the data hardly determines:
+with noise forecasts of a van der Pol oscillator were up to four times better, of a vehicle a fifth worse, and of a real
 pendulum as well, in three times the time.
 """
 
