@@ -21,7 +21,7 @@ def problem() -> tuple[ArrowProblem, torch.Tensor]:
     return ArrowProblem(relaxed, network(data), nodes, prior=1e-4), nodes
 
 
-def test_every_step_descends_and_makes_the_next_one_easier() -> None:
+def test_every_step_descends_and_they_get_longer() -> None:
     arrow, nodes = problem()
     steps, loss = Descent(), arrow.loss(nodes)
     for _ in range(6):
@@ -30,8 +30,8 @@ def test_every_step_descends_and_makes_the_next_one_easier() -> None:
         assert found.loss == arrow.loss(found.nodes)
         assert found.loss.total(GAMMA) < loss.total(GAMMA)
         nodes, loss = found.nodes, found.loss
-    assert steps.damping != START_DAMPING
-    assert steps.evaluations >= 6
+    assert steps.damping < START_DAMPING
+    assert steps.evaluations == 6
 
 
 def test_where_nothing_descends_x_and_theta_stay(monkeypatch) -> None:
@@ -42,7 +42,7 @@ def test_where_nothing_descends_x_and_theta_stay(monkeypatch) -> None:
     monkeypatch.setattr(arrow, "loss", lambda _: uphill)
     steps = Descent()
     found = steps.step(arrow, nodes, before, GAMMA)
-    assert found.failure in ("stalled", "damping-at-limit")
+    assert found.failure == "damping-at-limit"
     assert found.nodes is nodes
     assert found.loss is before
     assert torch.equal(arrow.theta(), theta)

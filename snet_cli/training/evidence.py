@@ -36,7 +36,8 @@ MATTERS = 3e-3
 level; `continuation.LAST_GAIN` is a third of that."""
 
 MOST_ROUNDS = 12
-"""Most choices of α after the last level: where a tensor is of no use α doubles in each."""
+"""Most choices of α after the last level of a mesh. Where a tensor is of no use α doubles in each; more would change
+forecasts by less than they scatter."""
 
 
 class Evidence:
@@ -50,7 +51,7 @@ class Evidence:
     Attributes
     ----------
     rounds : int
-        How often the last level went on for other α's.
+        How often the last level on this mesh went on for other α's.
     """
 
     def __init__(self, unit: float) -> None:
@@ -66,7 +67,8 @@ class Evidence:
         at : Loss
             That of the model's θ.
         system : WeightSystem, RowSystem or KrylovSystem
-            With this prior, of a θ nearby. Where S is only applied its inverse has no diagonal, and α stays.
+            With this prior, of a θ nearby, X hardly damped. Where S is only applied its inverse has no diagonal, and α
+            stays what it is.
         gamma : float
             γ of the system.
         """

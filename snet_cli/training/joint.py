@@ -1,12 +1,14 @@
 """Joint Gauss-Newton: Levenberg-Marquardt on the trajectories X and the weights θ together, γ falling to the exact ODE.
 
-warm-up:  θ alone with X of step 0 (δ-SNet), as long as a network that knows nothing would only spoil X (`warm_up`);
-it is all there is where exact data has kinks
-then:     (X, θ) <- (X, θ) + one damped Gauss-Newton step on J = γ(L + Σ ν θ²) + R       (`descent`)
-γ falls when its level has converged, until the ODE holds to the discretisation error (`continuation`), or
-forecasts of data that nothing obeys to its noise get worse (`levels`); at the end of a level noisy data
-says how far the weights may go (`evidence`)
-at last:  the mesh is refined where noise would not hide its error, and γ falls further (`refinement`)
+    warm-up:  θ alone with X of step 0 (δ-SNet), as long as a network that knows nothing would only spoil X (`warm_up`);
+              it is all there is where exact data has kinks
+    then:     (X, θ) <- (X, θ) + one damped Gauss-Newton step on J = γ(L + Σ ν θ²) + R        (`arrow`)
+              γ falls when its level has converged, until the ODE holds to the discretisation error (`continuation`), or
+              forecasts of data that nothing obeys to its noise get worse (`levels`); where a level ends, noisy data
+              says how far the weights may go (`evidence`)
+    at last:  the mesh is refined where noise would not hide its error, and γ falls further (`refinement`)
+
+A step is taken only where it decreases J (`descent`).
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from snet_cli.training.arrow import DEFAULT_MEMORY, ArrowProblem, Loss
 from snet_cli.training.blocks import BlockProblem
 from snet_cli.training.closed_form import solve_in_closed_form
 from snet_cli.training.continuation import Continuation, Verdict
-from snet_cli.training.descent import Descent, Failure
+from snet_cli.training.descent import STATE_DAMPING, Descent, Failure
 from snet_cli.training.evidence import MOST_ROUNDS, Evidence, System
 from snet_cli.training.levels import Levels
 from snet_cli.training.method import Step
@@ -58,7 +60,7 @@ class Joint:
     gamma : float, optional
         A fixed γ; falling to the exact constraint unless given.
     prior : float
-        ν of the term γν|θ|²; that of all weights at first where there is `evidence`.
+        ν of the term γν|θ|²; not used where there is `evidence`, which begins with its unit.
     held_out : RelaxedScorer, optional
         Scores θ on held-out trajectories without solving the ODE.
     threshold : Tensor, shape (d,), optional
@@ -113,7 +115,6 @@ class Joint:
         self.model, self.scorer, self.threshold = model, held_out, threshold
         self.evidence, self.memory, self.exact = evidence, memory, exact
         self.remesher, self.gain, self.refined_at = remesher, Gain(), 0
-        self._system: System | None = None  # of the last step
         self._use(relaxed, nodes_of(problem), prior if evidence is None else evidence.unit)
         self.continuation = Continuation(gamma, exact=exact)
         self.descent = Descent()
@@ -186,13 +187,13 @@ class Joint:
         before, gamma = self._known or self.arrow.loss(self.nodes), self.gamma
         self.moved = True
         if self.outcome is None:
-            after = self._move(before)
+            after, system = self._move(before)
             if self.outcome is None:
                 J = before.total(gamma)
                 gain = (J - after.total(gamma)) / J if J > 0 else 0.0
                 was_closed = self.continuation.closed
                 verdict = self.continuation.after(gain, after.residual, after.tail, after.misfit)
-                after, goes_on = self._weigh_evidence(after, gamma, verdict)
+                after, goes_on = self._weigh_evidence(after, system, gamma, verdict)
                 ended = verdict == "converged" and not goes_on and not self._refine()
                 settled = ended or verdict == "tighten" or self.continuation.closed > was_closed
                 if settled and self._fell_too_far(gamma, after):
@@ -211,12 +212,12 @@ class Joint:
         error = self._misfit_at_begin
         return Step(value, error, self.gamma * error + value)
 
-    def _move(self, before: Loss) -> Loss:
-        """Take a step that decreases J, and return the loss there; without one X and θ stay."""
+    def _move(self, before: Loss) -> tuple[Loss, System | None]:
+        """Take a step that decreases J, and return the loss there and its system; without one X and θ stay."""
         found = self.descent.step(self.arrow, self.nodes, before, self.gamma)
-        self.nodes, self._known, self._system = found.nodes, found.loss, found.system
+        self.nodes, self._known = found.nodes, found.loss
         self.outcome, self.failure = found.failure, found.reason
-        return found.loss
+        return found.loss, found.system
 
     def _fell_too_far(self, gamma: float, at: Loss) -> bool:
         """Go back to the level of γ that forecasts best, where this one is worse; returns whether it was."""
@@ -228,12 +229,19 @@ class Joint:
         self.arrow.put_theta(levels.best.theta)
         return True
 
-    def _weigh_evidence(self, at: Loss, gamma: float, verdict: Verdict) -> tuple[Loss, bool]:
+    def _weigh_evidence(self, at: Loss, system: System | None, gamma: float, verdict: Verdict) -> tuple[Loss, bool]:
         """At the end of a level let ν follow the evidence; returns the loss with it, and whether this level goes on."""
         evidence, last = self.evidence, verdict == "converged"
-        if evidence is None or verdict == "stay" or self._system is None or (last and evidence.rounds >= MOST_ROUNDS):
+        damped = self.descent.state_damping > STATE_DAMPING  # X held as if the data knew more of it
+        if (
+            evidence is None
+            or system is None
+            or verdict == "stay"
+            or damped
+            or (last and evidence.rounds >= MOST_ROUNDS)
+        ):
             return at, False
-        matters = evidence.choose(self.arrow, at, self._system, gamma)
+        matters = evidence.choose(self.arrow, at, system, gamma)
         evidence.rounds += last and matters
         self._known = at._replace(penalty=self.arrow.penalty())
         return self._known, last and matters
@@ -248,6 +256,8 @@ class Joint:
             self._use(relaxed, nodes, self.arrow.prior)
             self.continuation.reopen()
             self.levels.forget()
+            if self.evidence is not None:
+                self.evidence.rounds = 0
             self.refined_at, self.scorer = self.iteration, self.remesher.scorer(self.mesh)
         return not plan.done
 

@@ -85,6 +85,8 @@ class RowSystem:
     def determined(self, prior: Tensor) -> Tensor | None:
         """Share of each weight, shape (N_θ,), that the data determines: diagonal of p⁻¹ G̃ᵀ (1 + C H)⁻¹ C G̃ at μ = 0.
 
+        The prior (N_θ,) is this system's p, given as `WeightSystem` needs it, which does not know what of S it is.
+
         None where a weight has no prior.
         """
         if not bool((prior > 0).all()):

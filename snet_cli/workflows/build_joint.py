@@ -126,8 +126,8 @@ def noise_levels(parts: Ingredients, exact: bool) -> FloatArray | None:
 
 
 def evidence_of(options: FitOptions, counts: SampleCounts, noise: FloatArray | None) -> Evidence | None:
-    """What chooses ν of γ Σ ν θ²; none where it is given, and where the data is exact."""
+    """What chooses ν of γ Σ ν θ²; none where ν is given, and where no noise is known."""
     if options.prior != "auto" or noise is None:
         return None
-    unit = noise_misfit(counts, noise) / max(int(counts.values.sum()), 1)
+    unit = float((counts.values * noise**2 * counts.channel).sum()) / max(int(counts.values.sum()), 1)
     return Evidence(unit) if unit > 0 else None
