@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,8 +11,10 @@ import pytest
 import torch
 from scipy.optimize import minimize
 
+from snet_cli.data.shares import shares
+from snet_cli.distributed import ALONE, Team
 from snet_cli.models.mlp import Mlp
-from snet_cli.training.arrow import Loss
+from snet_cli.training.arrow import ArrowProblem, Loss
 from snet_cli.training.descent import STATE_DAMPING
 from snet_cli.training.evidence import LEAST, MOST, MOST_ROUNDS, Evidence
 from snet_cli.training.joint import Joint
@@ -21,6 +24,7 @@ from snet_cli.training.row_system import RowSystem
 from snet_cli.training.weight_system import WeightSystem
 from tests.alpha_cases import relaxed_spirals
 from tests.command import Snet
+from tests.teams import answers
 from tests.training_cases import network
 
 SIZES = (3, 9)
@@ -135,6 +139,27 @@ def test_a_restored_run_holds_its_weights_as_it_did(pause: int) -> None:
     assert torch.equal(resumed.arrow.prior, straight.arrow.prior)
     for one, two in zip(model.parameters(), other.parameters(), strict=True):
         assert torch.equal(one, two)
+
+
+def chosen_by(team: Team) -> list[float]:
+    """One choice of α, each process with its own trajectories."""
+    data, _, relaxed, nodes = relaxed_spirals(5, noise=0.05)
+    part, first = shares(data.row_size, team.size)[team.rank], relaxed.mesh.first_element
+    own = nodes[first[part.start] : first[part.stop]]
+    arrow = ArrowProblem(
+        relaxed.shard(part.start, part.stop), network(data, hidden=[4]), own, prior=EVIDENCE_UNIT, team=team
+    )
+    system = Linearisation(arrow, own, 0.1, STATE_DAMPING).reduced
+    Evidence(EVIDENCE_UNIT).choose(arrow, arrow.loss(own), system, 0.1)
+    return list(arrow.prior.tolist())
+
+
+def test_all_processes_choose_what_one_would(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    one, two = chosen_by(ALONE), answers(2, chosen_by)
+    assert two[0] == two[1]
+    np.testing.assert_allclose(two[0], one, rtol=1e-9)
+    assert np.ptp(np.log(one)) > 0.1
 
 
 @pytest.mark.slow

@@ -233,13 +233,9 @@ class Joint:
         """At the end of a level let ν follow the evidence; returns the loss with it, and whether this level goes on."""
         evidence, last = self.evidence, verdict == "converged"
         damped = self.descent.state_damping > STATE_DAMPING  # X held as if the data knew more of it
-        if (
-            evidence is None
-            or system is None
-            or verdict == "stay"
-            or damped
-            or (last and evidence.rounds >= MOST_ROUNDS)
-        ):
+        if evidence is None or system is None or verdict == "stay" or damped:
+            return at, False
+        if last and evidence.rounds >= MOST_ROUNDS:
             return at, False
         matters = evidence.choose(self.arrow, at, system, gamma)
         evidence.rounds += last and matters
