@@ -21,9 +21,8 @@ SYSTEMS = {
 DATA = {"exact": (20, 1.0, 0.0), "noisy": (20, 0.5, 1.0), "few": (3, 1.0, 1.0)}
 """Trajectories, share of the samples that is kept, and share of the noise."""
 
-FACTOR = {("cascaded-tanks", "few"): 3.0}
-"""Most error of the default over that of the best method, where it is not 2, which is chance: on three noisy records of
-the tanks `joint` has 2.3 times the error of `delta`."""
+FACTOR = 2.0
+"""Most error of the default over that of the best method: one data set each, whose chance is about that."""
 
 
 @pytest.mark.bench
@@ -44,4 +43,4 @@ def test_the_default_is_the_best_method_or_nearly_so(snet: Snet, system: str, da
         error[method] = snet("evaluate", "m.h5", "test.h5", "--json").json["nrmse"]
     told = ", ".join(f"{method} {error[method]:.2g} in {seconds[method]:.0f} s" for method in error)
     print(f"\n{system}, {data}: {told}", flush=True)
-    assert error["auto"] <= FACTOR.get((system, data), 2.0) * min(error["delta"], error["alpha"])
+    assert error["auto"] <= FACTOR * min(error["delta"], error["alpha"])
