@@ -17,6 +17,7 @@ Each level of γ ends with one such step; the last one goes on until it changes 
 from __future__ import annotations
 
 import torch
+from torch import Tensor
 
 from snet_cli.training.arrow import ArrowProblem, Loss
 from snet_cli.training.krylov import KrylovSystem
@@ -57,6 +58,10 @@ class Evidence:
     def __init__(self, unit: float) -> None:
         self.unit = unit
         self.rounds = 0
+
+    def standard_deviation(self, arrow: ArrowProblem) -> Tensor:
+        """Of each number's prior as it is, shape (N_θ,)."""
+        return (self.unit / arrow.prior).sqrt()
 
     def choose(self, arrow: ArrowProblem, at: Loss, system: System, gamma: float) -> bool:
         """Change `arrow.prior` to what the evidence asks for, half the way in the logarithm; whether that matters.

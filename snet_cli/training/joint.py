@@ -18,7 +18,9 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import Literal
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from snet_cli.distributed import ALONE, Team
@@ -153,6 +155,13 @@ class Joint:
     def evaluations(self) -> int:
         """Evaluations of R with its gradient in the warm-up, and eliminations since."""
         return self.descent.evaluations + (0 if self.warm_up is None else self.warm_up.evaluations)
+
+    @property
+    def prior_std(self) -> NDArray[np.float64] | None:
+        """Standard deviation of each weight's prior, shape (N_θ,), where the evidence chose it."""
+        if self.evidence is None:
+            return None
+        return self.evidence.standard_deviation(self.arrow).cpu().numpy()
 
     @property
     def finding(self) -> str | None:

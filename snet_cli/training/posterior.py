@@ -21,10 +21,9 @@ do not shrink to nothing for exact data, where the misfit is the error of the mo
 discretisation.
 
 Prior. What the data does not determine would otherwise be known exactly or not at all. Each number of θ has the prior
-N(estimate, s²), s the root mean square of its tensor and at least 1: wider than what the fit assumes (`evidence`), for
-bands that are too narrow where the model extrapolates are the worse ones. Posterior: N(estimate, (Σ_d information_d /
-φ_d + diag(s)⁻²)⁻¹), the Laplace approximation with the Gauss-Newton matrix (MacKay 1992); forecasts have to be linear
-in θ to mean it (`forecasting.ensemble`).
+N(estimate, s²): s is what the evidence found (`evidence`), or else the root mean square of its tensor and at least 1.
+Posterior: N(estimate, (Σ_d information_d / φ_d + diag(s)⁻²)⁻¹), the Laplace approximation with the Gauss-Newton matrix
+(MacKay 1992); forecasts have to be linear in θ to mean it (`forecasting.ensemble`).
 """
 
 from __future__ import annotations
@@ -91,7 +90,9 @@ def fits_memory(numbers: int, outputs: int, memory: int) -> bool:
     return 0 < numbers <= MOST_NUMBERS and (COPIES + 2 * outputs) * 8 * numbers**2 <= memory
 
 
-def posterior_of(arrow: ArrowProblem, nodes: Tensor, gamma: float, stated: FloatArray) -> Posterior | None:
+def posterior_of(
+    arrow: ArrowProblem, nodes: Tensor, gamma: float, stated: FloatArray, chosen: FloatArray | None = None
+) -> Posterior | None:
     """The posterior of the θ that the model holds; None where a derivative or a misfit is not finite.
 
     Parameters
@@ -104,6 +105,8 @@ def posterior_of(arrow: ArrowProblem, nodes: Tensor, gamma: float, stated: Float
         γ at the end.
     stated : ndarray, shape (d,)
         Known standard deviation of each output's noise; NaN = not stated.
+    chosen : ndarray, shape (N_θ,), optional
+        Standard deviation of each number before the data, where the evidence chose it.
     """
     gamma = min(gamma, LARGEST_GAMMA)
     nodes = _settled(arrow, nodes, gamma)
@@ -112,7 +115,7 @@ def posterior_of(arrow: ArrowProblem, nodes: Tensor, gamma: float, stated: Float
     values = _values(problem.relaxed, team)
     if team.any(not bool(torch.isfinite(nodes).all()))[0] or values.max() == 0:
         return None
-    prior = _prior_std(arrow.parameters)
+    prior = _prior_std(arrow.parameters) if chosen is None else chosen
     pattern = error_pattern(problem.relaxed, nodes, team)
     (starts,) = team.total(float((~problem.relaxed.known_start).sum()))
     noise, left = _noise_std(problem, 0.0)

@@ -66,7 +66,9 @@ def posterior_at_end(
     stated = np.array([data.noise_std.get(name, np.nan) for name in outputs])
     try:
         with torch.no_grad():
-            found = posterior_of(method.arrow, method.nodes, method.gamma, np.where(stated > 0, stated, np.nan))
+            found = posterior_of(
+                method.arrow, method.nodes, method.gamma, np.where(stated > 0, stated, np.nan), method.prior_std
+            )
     except (NumericalError, torch.linalg.LinAlgError, torch.OutOfMemoryError):  # type: ignore[attr-defined]
         found = None
     if found is None:
