@@ -315,7 +315,7 @@ def test_the_first_steps_on_many_elements_descend_on_some_of_them(
     save_trajectories("a.h5", recordings())
     command = ("fit", "a.h5", "--method", "delta", "--threads", 1, "--json", "--iterations")
     straight = snet(*command, 12, "-o", "straight.h5", "-v")
-    assert "the first iterations descend on 5 elements" in straight.err
+    assert "the first iterations descend on" in straight.err
     sizes = [size for size, _ in itertools.groupby(evaluated)]
     assert sizes == [6, 16], "every third of the sixteen, then all, and never back"
     for taken in (3, 9):
