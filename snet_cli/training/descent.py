@@ -17,16 +17,13 @@ from typing import Literal, NamedTuple
 from torch import Tensor
 
 from snet_cli.training.arrow import ArrowProblem, Loss
-from snet_cli.training.krylov import KrylovSystem
-from snet_cli.training.linearisation import Linearisation
-from snet_cli.training.row_system import RowSystem
+from snet_cli.training.linearisation import Linearisation, System
 from snet_cli.training.weight_system import (
     EASIER,
     HARDER,
     LEAST_DAMPING,
     MOST_DAMPING,
     START_DAMPING,
-    WeightSystem,
 )
 
 TRIES = 12
@@ -60,7 +57,7 @@ class Descended(NamedTuple):
 
     nodes: Tensor
     loss: Loss
-    system: WeightSystem | RowSystem | KrylovSystem | None = None
+    system: System | None = None
     failure: Failure | None = None
     reason: str | None = None
 

@@ -21,10 +21,7 @@ from torch import Tensor
 
 from snet_cli.training.arrow import ArrowProblem, Loss
 from snet_cli.training.krylov import KrylovSystem
-from snet_cli.training.row_system import RowSystem
-from snet_cli.training.weight_system import WeightSystem
-
-System = WeightSystem | RowSystem | KrylovSystem
+from snet_cli.training.linearisation import System
 
 LEAST, MOST = 1e-2, 1e4
 """Bounds of α."""

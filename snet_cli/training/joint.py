@@ -31,8 +31,9 @@ from snet_cli.training.blocks import BlockProblem
 from snet_cli.training.closed_form import solve_in_closed_form
 from snet_cli.training.continuation import Continuation, Verdict
 from snet_cli.training.descent import STATE_DAMPING, Descent, Failure
-from snet_cli.training.evidence import MOST_ROUNDS, Evidence, System
+from snet_cli.training.evidence import MOST_ROUNDS, Evidence
 from snet_cli.training.levels import Levels
+from snet_cli.training.linearisation import System
 from snet_cli.training.method import Step
 from snet_cli.training.problem import Problem
 from snet_cli.training.refinement import Gain, Remesher, mesh_from_state, mesh_state

@@ -32,6 +32,9 @@ from snet_cli.training.state_jacobian import state_jacobian
 from snet_cli.training.theta_jacobian import ThetaProducts, theta_jacobian
 from snet_cli.training.weight_system import WeightSystem, add_gram, add_lower_gram, mirror
 
+System = WeightSystem | RowSystem | KrylovSystem
+"""The damped equations of θ: formed, in the space of the residuals, or only applied."""
+
 NOT_NEGATIVE = 4e-15
 """Added to the diagonal of 1 - t tᵀ - QᵀQ, whose least eigenvalues are zero and round to either side; ten times more
 until the factor exists. In S it is what a damping of that size would be."""
