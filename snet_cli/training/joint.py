@@ -30,7 +30,7 @@ from snet_cli.training.arrow import DEFAULT_MEMORY, ArrowProblem, Loss
 from snet_cli.training.blocks import BlockProblem
 from snet_cli.training.closed_form import solve_in_closed_form
 from snet_cli.training.continuation import Continuation, Verdict
-from snet_cli.training.descent import STATE_DAMPING, Descent, Failure
+from snet_cli.training.descent import STATE_DAMPING, Descent, Failure, Trust
 from snet_cli.training.evidence import MOST_ROUNDS, Evidence
 from snet_cli.training.levels import Levels
 from snet_cli.training.linearisation import System
@@ -261,6 +261,7 @@ class Joint:
         if not plan.done:
             self._use(relaxed, nodes, self.arrow.prior)
             self.continuation.reopen()
+            self.descent.trust = None
             self.levels.forget()
             if self.evidence is not None:
                 self.evidence.rounds = 0
@@ -283,6 +284,8 @@ class Joint:
             saved["mesh.begun"] = collect(self.begun)
         if self.scorer is not None:
             saved["held_out.nodes"] = self.scorer.state()
+        if self.descent.trust is not None:
+            saved["trust"] = torch.tensor(self.descent.trust, dtype=torch.float64)
         if self.evidence is not None:
             saved |= {"prior": self.arrow.prior, "rounds": torch.tensor(self.evidence.rounds)}
         saved["gain"] = torch.tensor([*self.gain, self.refined_at], dtype=torch.float64)
@@ -318,6 +321,7 @@ class Joint:
         self.iteration, began = int(counts[0]), 0 if self.warm_up is None else self.warm_up.evaluations
         self.descent.evaluations = int(counts[1]) - began
         self.descent.damping, self.descent.state_damping = counts[2], counts[3]
+        self.descent.trust = Trust(*state["trust"].tolist()) if "trust" in state else None
         level.gamma, level.steps, level.closed, level.last_misfit = (
             counts[4],
             int(counts[5]),

@@ -69,7 +69,9 @@ class WeightSystem:
 
     def solve(self, damping: float) -> Tensor | None:
         """Dθ for μ; None where S + μ diag(m) is not positive definite or the step is not finite."""
-        L, info = torch.linalg.cholesky_ex(self.matrix + torch.diag(damping * self.measure))
+        damped = self.matrix.clone()
+        damped.diagonal().add_(self.measure, alpha=damping)
+        L, info = torch.linalg.cholesky_ex(damped)
         if int(info) != 0:
             return None
         step = -torch.cholesky_solve(self.gradient[:, None], L)[:, 0]
