@@ -231,7 +231,14 @@ class GaussNewtonStep:
         before = gamma * misfit(part, nodes) + weighted_square(part, defect)
         system = normal_blocks(part, nodes, gamma, grams, defect, F.reshape(E, P, n, n))
         moved, damping = nodes.clone(), damping.clone()
-        batch = _Batch(part, nodes, system, before, torch.arange(E, device=nodes.device), torch.arange(before.numel()))
+        batch = _Batch(
+            part,
+            nodes,
+            system,
+            before,
+            torch.arange(E, device=nodes.device),
+            torch.arange(before.numel(), device=before.device),
+        )
         for _ in range(TRIES):
             trial = _solve(batch, damping[batch.trajectories])
             with torch.no_grad():
