@@ -163,7 +163,7 @@ def test_all_processes_choose_what_one_would(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("system", "horizon"), [("pendulum", 20), ("van-der-pol", 40)])
+@pytest.mark.parametrize(("system", "horizon"), [("pendulum", 20), ("cascaded-tanks", 2000)])
 def test_forecasts_from_little_noisy_data_gain(
     snet: Snet, monkeypatch: pytest.MonkeyPatch, system: str, horizon: float
 ) -> None:
