@@ -101,12 +101,8 @@ def test_a_model_trained_on_a_device_is_that_of_the_processor(case: str, built: 
             "noisy.h5",
             "-o",
             "there_forecast.h5",
-            "--horizon",
-            1,
-            "--from-every",
-            2,
             "-q",
-            *bands,
+            *windows,
         ),
     ]
     on_the_device(built, commands)
