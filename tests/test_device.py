@@ -95,15 +95,7 @@ def test_a_model_trained_on_a_device_is_that_of_the_processor(case: str, built: 
     windows = ("--horizon", 1, "--from-every", 2, *(("--bands",) if "joint" in case else ()))
     commands = [
         ("fit", *FITS[case], "-o", "there.h5", "-q"),
-        (
-            "evaluate",
-            "there.h5",
-            "noisy.h5",
-            "-o",
-            "there_forecast.h5",
-            "-q",
-            *windows,
-        ),
+        ("evaluate", "there.h5", "noisy.h5", "-o", "there_forecast.h5", "-q", *windows),
     ]
     on_the_device(built, commands)
     for command in commands:
