@@ -14,8 +14,11 @@ from scipy.optimize import least_squares
 from snet_cli.data.checkpoint_file import load_checkpoint, save_checkpoint
 from snet_cli.data.posterior import HALF_WIDTH, read_posterior
 from snet_cli.data.trajectory_file import load_trajectories, save_trajectories
+from snet_cli.distributed import ALONE
 from snet_cli.models.ensemble import Ensemble
-from snet_cli.training.posterior import _Information, fits_memory
+from snet_cli.training import information
+from snet_cli.training.information import Information, Squares, Triangles
+from snet_cli.training.posterior import fits_memory
 from snet_cli.training.theta_jacobian import theta_jacobian
 from tests.shooting_cases import Driven
 
@@ -240,7 +243,7 @@ def test_a_network_has_no_named_parameters(swing, snet):
 def test_what_rounding_hides_has_the_prior():
     rng = np.random.default_rng(0)
     slopes, prior = rng.standard_normal((4, 6)) * 1e9, rng.uniform(1, 5, 6)  # 4 equations for 6 numbers
-    factor = _Information.of([slopes[:2], slopes[2:]], prior).precision_root(np.ones(2)).T / prior[:, None]
+    factor = Information.of([slopes[:2], slopes[2:]], prior).precision_root(np.ones(2)).T / prior[:, None]
     assert (np.triu(factor, 1) == 0).all()
     assert (np.diagonal(factor) > 0).all()
     _, _, directions = np.linalg.svd(slopes * prior)
@@ -258,7 +261,32 @@ def test_small_eigenvalues_of_exact_data_keep_their_digits():
     size = np.array([1e9, 1e7, 1e5, 1e3, 1e1, 1e0])
     root = np.linalg.qr(left * size @ right.T, mode="r")
     # rounding of the largest, 1e-16 of 1e9, is 1e-7 of the smallest
-    np.testing.assert_allclose(_Information.of([root[:4], root[4:]], np.ones(6)).values, size**2, rtol=1e-5)
+    np.testing.assert_allclose(Information.of([root[:4], root[4:]], np.ones(6)).values, size**2, rtol=1e-5)
+
+
+@pytest.mark.parametrize("scale", [1e2, 1e6])
+def test_squares_and_triangles_hold_the_same_information(scale, monkeypatch):
+    """Where squares hold enough digits; where they do not, they say so."""
+    rng = np.random.default_rng(1)
+    prior = rng.uniform(0.5, 2.0, 8)
+    rows = [torch.from_numpy(scale * rng.standard_normal((size, 8))) for size in (3, 2)]  # of rank 5
+    squares, triangles = (kind(2, torch.from_numpy(prior)) for kind in (Squares, Triangles))
+    for sums in (squares, triangles):
+        for output, own in enumerate(rows):
+            sums.add(output, own[:1])
+            sums.add(output, own[1:])
+    found, exact = squares.roots(ALONE), triangles.roots(ALONE)
+    for root, own in zip(exact, rows, strict=True):
+        torch.testing.assert_close(root.T @ root, own.T @ own)
+    if scale == 1e6:
+        assert found is None
+        return
+    roots = [root.numpy() for root in found]
+    precision = Information.of(roots, prior).precision_root(np.array([1.0, 2.0]))
+    monkeypatch.setattr(information, "SQUARED", 0.0)
+    other = Information.of([root.numpy() for root in exact], prior).precision_root(np.array([1.0, 2.0]))
+    # squares carry a ridge of 1e-15 of their trace, and rounding of as much
+    np.testing.assert_allclose(precision.T @ precision, other.T @ other, rtol=1e-9, atol=1e-14 * scale**2)
 
 
 class Branching(Driven):

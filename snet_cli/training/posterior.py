@@ -9,8 +9,8 @@ Information. Half the Gauss-Newton Hessian of J is the arrow of `arrow`; with X 
     S = D - Bᵀ A⁻¹ B = γ Σ (1 / (c² K)) (de/dθ)ᵀ (de/dθ) + O(γ²),       de/dθ = C l_k dX/dθ,   dX/dθ = -A⁻¹ B,
 
 S / γ times r K is the Fisher information Σ (de/dθ)ᵀ (de/dθ) / σ². It is taken from de/dθ and not from S: the difference
-D - Bᵀ A⁻¹ B cancels to γ of its size, which rounding does not survive for exact data; its root by orthogonal
-triangularisation is positive semidefinite whatever γ is, and holds twice the digits. Where x(t0) is free, A holds it,
+D - Bᵀ A⁻¹ B cancels to γ of its size, which rounding does not survive for exact data; its root (`information`) is
+positive semidefinite whatever γ is, and holds twice the digits. Where x(t0) is free, A holds it,
 and dX/dθ is that along the best x(t0).
 
 Noise. σ is what the file states, but at least what the fit leaves: √(Σ e² / (K (1 - q / K_all))), q the numbers that
@@ -28,7 +28,6 @@ Posterior: N(estimate, (Σ_d information_d / φ_d + diag(s)⁻²)⁻¹), the Lap
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -40,9 +39,10 @@ from torch import Tensor
 from snet_cli.data.posterior import Posterior
 from snet_cli.distributed import Team
 from snet_cli.models.base import Model
-from snet_cli.training.arrow import ArrowProblem
+from snet_cli.training.arrow import ArrowProblem, Batch
 from snet_cli.training.block_solver import BlockFactor
 from snet_cli.training.discrepancy import determined, dispersions, error_pattern
+from snet_cli.training.information import Information, Squares, Triangles
 from snet_cli.training.relaxed import RelaxedProblem
 from snet_cli.training.state_jacobian import state_jacobian
 from snet_cli.training.theta_jacobian import theta_jacobian
@@ -60,27 +60,32 @@ LARGEST_GAMMA = 1e-8
 """γ of X and of its sensitivities, at most: dX/dθ is that of the ODE and not of a compromise with the samples. At 1e-6
 half widths of a pendulum's parameters were 6 % too wide, at 1e-8 exact to three digits."""
 
-ROUNDING = 1e-10
-"""Singular values of de/dθ below this part of the largest are rounding of the solution with A: they tell nothing."""
-
 RIDGE = 1e-9
 """Damping of X relative to γ: what no sample determines (an unobserved x(t0)) must not leave A singular."""
 
 CHUNK_SAMPLES = 256
 """Samples whose de/dθ are formed at a time."""
 
+ALIKE = 1.1
+"""Changes of the channels' weights, relative to each other, up to which dX/dθ stays as it is. Along known x(t0) it does
+not depend on them; the best x(t0) does, but the information is stationary in it."""
+
 SETTLING_STEPS = 8
 """Most Newton steps of X towards its minimum for the θ that was kept, which need not be that of the last iteration."""
 
 
 class _Likelihood(NamedTuple):
-    """Everything in one place: the problem, X, γ and the known noise (d,), NaN where nothing is stated."""
+    """Everything in one place: the problem, X, γ and the known noise (d,), NaN where nothing is stated.
+
+    `exact` where the data is.
+    """
 
     relaxed: RelaxedProblem
     model: Model
     nodes: Tensor
     gamma: float
     stated: FloatArray
+    exact: bool
     memory: int
     team: Team
 
@@ -111,7 +116,7 @@ def posterior_of(
     gamma = min(gamma, LARGEST_GAMMA)
     nodes = _settled(arrow, nodes, gamma)
     team = arrow.team
-    problem = _Likelihood(arrow.relaxed, arrow.model, nodes, gamma, stated, arrow.memory, team)
+    problem = _Likelihood(arrow.relaxed, arrow.model, nodes, gamma, stated, arrow.exact, arrow.memory, team)
     values = _values(problem.relaxed, team)
     if team.any(not bool(torch.isfinite(nodes).all()))[0] or values.max() == 0:
         return None
@@ -119,16 +124,20 @@ def posterior_of(
     pattern = error_pattern(problem.relaxed, nodes, team)
     (starts,) = team.total(float((~problem.relaxed.known_start).sum()))
     noise, left = _noise_std(problem, 0.0)
-    for _ in range(2):  # the degrees of freedom depend on the information, and that on the noise
-        roots = _information_roots(problem, noise * np.sqrt(pattern.correlation))
+    roots = _information_roots(problem, noise * np.sqrt(pattern.correlation), prior)
+    for last in (False, True):  # the degrees of freedom depend on the information, and that on the noise
         if roots is None:
             return None
-        information = _Information.of(roots, prior)
+        information = Information.of(roots, prior)
         refined, left = _noise_std(problem, determined(information.values) + starts)
         ratio, noise = refined / noise, refined
         information = information.divided(float(np.exp(2.0 * np.log(ratio).mean())))
-        if np.allclose(ratio, ratio[0], rtol=1e-2, atol=0.0):
+        if last or np.allclose(ratio, ratio[0], rtol=1e-2, atol=0.0):
             break  # all channels alike: what was found needs another unit only
+        if starts and ratio.max() > ALIKE * ratio.min():
+            roots = _information_roots(problem, noise * np.sqrt(pattern.correlation), prior)
+        else:
+            roots = [root / by for root, by in zip(roots, ratio, strict=True)]
     repeated = values * pattern.share * (left / noise) ** 2 / pattern.correlation
     phi = dispersions(information.roots, information.values, repeated)
     upper = information.precision_root(phi)
@@ -168,7 +177,7 @@ def _settled(arrow: ArrowProblem, nodes: Tensor, gamma: float) -> Tensor:
     return nodes
 
 
-def _information_roots(problem: _Likelihood, noise: FloatArray) -> list[FloatArray] | None:
+def _information_roots(problem: _Likelihood, noise: FloatArray, prior: FloatArray) -> list[FloatArray] | None:
     """R_d with R_dᵀR_d = Σ (de_d/dθ)ᵀ (de_d/dθ) / noise_d² for each output, upper triangular, shape (at most N_θ, N_θ).
 
     None where they are not finite.
@@ -177,42 +186,42 @@ def _information_roots(problem: _Likelihood, noise: FloatArray) -> list[FloatArr
     ----------
     noise : ndarray, shape (d,)
         What an error of each output counts by.
+    prior : ndarray, shape (N_θ,)
     """
     seen = problem.relaxed.observed
     weight = torch.from_numpy(noise**-2.0).to(seen.channel)
     same_size = float(torch.exp((seen.channel.log() - weight.log()).mean()))  # γ keeps its meaning
     relaxed = problem.relaxed.with_channel(weight * same_size)
     arrow = ArrowProblem(relaxed, problem.model, problem.nodes, memory=problem.memory, formed=True, team=problem.team)
-    failed = False
-    empty = torch.zeros(1, arrow.theta().numel(), dtype=torch.float64, device=weight.device)
-    roots = [empty] * len(noise)
-    for batch in arrow.batches:
-        x = problem.nodes[batch.elements]
-        rates, F, G = theta_jacobian(problem.model, *batch.points(x))
-        system = arrow.state_system(batch, x, problem.gamma, rates, F)
-        cross = G.weighted_(batch.root.flatten(0, 1)).left_product(system.coupling)  # -B
-        factor = BlockFactor(
-            batch.damped(system.blocks, RIDGE * problem.gamma), batch.part.trajectory, problem.nodes.shape[2]
-        )
-        failed |= bool(factor.failed.any()) or not bool(torch.isfinite(cross).all())
-        if failed:
+    unit = torch.from_numpy(prior).to(weight)
+    roots: list[Tensor] | None = None
+    for kind in (Triangles,) if problem.exact else (Squares, Triangles):
+        sums = kind(len(noise), unit)
+        if problem.team.any(not all(_add_rows(sums, problem, arrow, batch, weight) for batch in arrow.batches))[0]:
+            return None
+        roots = sums.roots(problem.team)
+        if roots is not None:
             break
-        rows = _rows(batch.part, factor.solve(cross), weight)
-        roots = [_triangle(root, own) for root, own in zip(roots, rows, strict=True)]
-    (failed,) = problem.team.any(failed)
-    found = [_combined(root, problem.team).cpu().numpy() for root in roots]
-    return None if failed or not all(np.isfinite(root).all() for root in found) else found
+    assert roots is not None
+    found = [root.cpu().numpy() for root in roots]
+    return found if all(np.isfinite(root).all() for root in found) else None
 
 
-def _combined(root: Tensor, team: Team) -> Tensor:
-    """The triangle of all processes' rows."""
-    return root if team.size == 1 else _triangle(team.gather(root))
-
-
-def _triangle(*rows: Tensor) -> Tensor:
-    """R of a QR factorisation of all rows: RᵀR is the sum of their squares, which is never formed."""
-    upper: Tensor = torch.linalg.qr(torch.cat(rows), mode="r").R
-    return upper
+def _add_rows(
+    sums: Squares | Triangles, problem: _Likelihood, arrow: ArrowProblem, batch: Batch, weight: Tensor
+) -> bool:
+    """Add what a batch tells; False where A has no factor, or a derivative is not finite."""
+    x = problem.nodes[batch.elements]
+    rates, F, G = theta_jacobian(problem.model, *batch.points(x))
+    system = arrow.state_system(batch, x, problem.gamma, rates, F)
+    cross = G.weighted_(batch.root.flatten(0, 1)).left_product(system.coupling)  # -B
+    blocks = batch.damped(system.blocks, RIDGE * problem.gamma)
+    factor = BlockFactor(blocks, batch.part.trajectory, problem.nodes.shape[2])
+    if bool(factor.failed.any()) or not bool(torch.isfinite(cross).all()):
+        return False
+    for output, rows in enumerate(_rows(batch.part, factor.solve(cross), weight)):
+        sums.add(output, rows)
+    return True
 
 
 def _rows(part: RelaxedProblem, slope: Tensor, weight: Tensor) -> Tensor:
@@ -235,45 +244,6 @@ def _rows(part: RelaxedProblem, slope: Tensor, weight: Tensor) -> Tensor:
     roots = values.clamp_min(0.0).sqrt()[..., None] * vectors.mT  # (N, d, P, P)
     outputs = torch.einsum("dn,epnk->edpk", C, slope.view(N, P, -1, size))
     return (roots @ outputs).transpose(0, 1).flatten(1, 2)
-
-
-class _Information(NamedTuple):
-    """What each output tells, in units of the prior: Σ I_d = V Λ Vᵀ, and R_d V with R_dᵀR_d = I_d.
-
-    Only the r directions that it tells anything of: Λ (r,), V (N_θ, r), R_d V (rows, r).
-    """
-
-    roots: tuple[FloatArray, ...]
-    values: FloatArray
-    directions: FloatArray
-
-    @classmethod
-    def of(cls, roots: Sequence[FloatArray], prior: FloatArray) -> _Information:
-        """From roots in units of θ.
-
-        The information of exact data spans far more than the sixteen digits that its own eigenvalues would be told
-        apart in: what a double holds of RᵀR is 2e-13 of the largest, thousands of times the prior, and all that lies
-        below would seem to be unknown. Singular values reach to the square of that.
-        """
-        scaled = [root * prior for root in roots]
-        # torch's LAPACK keeps to the threads that the command was given: numpy's took eight times as long
-        _, found, right = torch.linalg.svd(_triangle(*map(torch.from_numpy, scaled)))
-        size, directions = found.numpy(), right.numpy().T[:, : found.numel()]
-        known = size > ROUNDING * size[0]
-        told = directions[:, known]
-        return cls(tuple(root @ told for root in scaled), size[known] ** 2, told)
-
-    def divided(self, by: float) -> _Information:
-        """That of the information over a number."""
-        return self._replace(values=self.values / by, roots=tuple(root / np.sqrt(by) for root in self.roots))
-
-    def precision_root(self, phi: FloatArray) -> FloatArray:
-        """U of UᵀU = Σ I_d / φ_d + 1, upper triangular with a positive diagonal, by orthogonal triangularisation."""
-        parts = [root / np.sqrt(by) for root, by in zip(self.roots, phi, strict=True)]
-        told = np.concatenate(parts) @ self.directions.T
-        upper = _triangle(torch.eye(len(self.directions), dtype=torch.float64), torch.from_numpy(told)).numpy()
-        signed: FloatArray = upper * np.where(np.diagonal(upper) < 0, -1.0, 1.0)[:, None]
-        return signed
 
 
 def _prior_std(parameters: list[torch.nn.Parameter]) -> FloatArray:
