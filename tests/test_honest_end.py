@@ -2,9 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
+import numpy as np
 import pytest
+import torch
 
 from snet_cli.data.trajectory_file import save_trajectories
+from snet_cli.forecasting.rollout import rollout
+from snet_cli.workflows import honest_end
+from snet_cli.workflows.honest_end import rollout_score, rollout_scores
+from snet_cli.workflows.load import load_trained
+from snet_cli.workflows.reporter import Silent
 from tests.training_cases import spirals
 
 GROWTH = """
@@ -76,3 +85,26 @@ def test_an_order_too_low_is_named_with_the_remedy(snet, tmp_path):
     told = fitted(snet, "--method", "delta", "--model", "linear", "--order", "4", "--elements", "1")
     assert "the order is too low, the residual between the nodes is over 1000 times that at them." in told
     assert told.endswith("Raise --order (now 4) or --elements (now 1).")
+
+
+def test_data_sets_forecast_in_one_batch_score_as_each_alone(recorded, snet, monkeypatch):
+    """Also those with other channels, which are forecast one after the other."""
+    data = spirals(3, 80)
+    assert snet("fit", "a.h5", "-o", "m.h5", "--model", "linear", "--method", "delta", "--order", "6").code == 0
+    trained = load_trained("m.h5")
+    parts = [data.select([0, 1]), None, data.select([2]).select_rows(np.arange(80) < 50)]
+    device, asked = torch.device("cpu"), []
+    alone = [part and rollout_score(trained, part, device, Silent(), 60.0) for part in parts]
+    monkeypatch.setattr(honest_end, "rollout", lambda *args, **kw: asked.append(len(args[1])) or rollout(*args, **kw))
+    together = rollout_scores(trained, parts, device, Silent(), 60.0)
+    assert asked == [3]
+    renamed = replace(parts[2], units={"a": "m"})
+    apart = rollout_scores(trained, [parts[0], None, renamed], device, Silent(), 60.0)
+    assert asked == [3, 2, 1]
+    for found in (together, apart):
+        assert found[1] is None
+        for one, other in ((found[0], alone[0]), (found[2], alone[2])):
+            # steps are each trajectory's own; sums of other batches have other last digits
+            assert one.mse == pytest.approx(other.mse, rel=1e-6)
+            assert one.relative == pytest.approx(other.relative, rel=1e-6)
+            assert (one.diverged, one.outcomes) == (other.diverged, other.outcomes)

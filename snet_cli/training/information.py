@@ -25,10 +25,10 @@ FloatArray = NDArray[np.float64]
 ROUNDING = 1e-10
 """Singular values of de/dθ below this part of the largest are rounding of the solution with A: they tell nothing."""
 
-SQUARED = 1e10
-"""Information in units of the prior up to which squares are summed: their rounding is 2e-5 of the prior then."""
+SQUARED = 5e11
+"""Information in units of the prior up to which squares are summed: their rounding is 4e-4 of the prior then."""
 
-RIDGE = 8.0 * float(np.finfo(np.float64).eps)
+RIDGE = 4.0 * float(np.finfo(np.float64).eps)
 """Added to the squares, relative to their trace: rounding must not leave them indefinite."""
 
 
@@ -104,7 +104,7 @@ class Information(NamedTuple):
         # torch's LAPACK keeps to the threads that the command was given: numpy's took eight times as long
         if sum(float(root.square().sum()) for root in scaled) <= SQUARED:
             values, vectors = (part.flip(-1) for part in torch.linalg.eigh(_sum_of_squares(scaled)))
-            known = values > RIDGE * values.sum()
+            known = values > 2.0 * len(roots) * RIDGE * values.sum()  # roots of squares have a ridge each
         else:
             _, size, right = torch.linalg.svd(triangle(*scaled))
             known, values, vectors = size > ROUNDING * size[0], size.square(), right.mT[:, : size.numel()]

@@ -21,7 +21,7 @@ from snet_cli.training.loop_batch import Together, Upkeep, run_in_step
 from snet_cli.training.options import FitOptions
 from snet_cli.training.step_zero import StepZero
 from snet_cli.workflows.fit_data import FitData
-from snet_cli.workflows.honest_end import rollout_score
+from snet_cli.workflows.honest_end import rollout_scores
 from snet_cli.workflows.member_runs import MemberRun
 from snet_cli.workflows.methods import build_training, resolve_method
 from snet_cli.workflows.reporter import Reporter
@@ -224,10 +224,7 @@ def _scored(one: _Built, result: FitResult, writer: StateWriter | None, report: 
     plan, training, device = one.plan, one.training, one.parts.device
     setup = with_estimates(one.parts.setup, training)
     left = max(min(end - time.perf_counter(), ROLLOUT_SECONDS), 0.1)
-    scores = [
-        None if part is None else rollout_score(setup.trained, part, device, report, left)
-        for part in (plan.data.train, plan.data.validation)
-    ]
+    scores = rollout_scores(setup.trained, (plan.data.train, plan.data.validation), device, report, left)
     saved = plan.run.saved
     summary = {
         **summary_of(setup, training, result, scores[0], scores[1]),

@@ -7,7 +7,7 @@ from dataclasses import replace
 from snet_cli.errors import NumericalError
 from snet_cli.training.loop import FitResult
 from snet_cli.workflows.fit_task import Begun, FitTask
-from snet_cli.workflows.honest_end import RolloutScore, disagreement, rollout_score
+from snet_cli.workflows.honest_end import RolloutScore, disagreement, rollout_score, rollout_scores
 from snet_cli.workflows.reporter import Reporter
 from snet_cli.workflows.slices_end import disagreement_in_slices, rollout_in_slices
 from snet_cli.workflows.train_one import mesh_of
@@ -42,10 +42,7 @@ def final_scores(
         held_score = None if held is None else rollout_score(setup.trained, held, device, report, seconds, team)
         return (score, held_score), disagreement_in_slices(sliced, training, result, slices, score)
     train_score, held_score = team.once(
-        lambda own: [
-            None if part is None else rollout_score(setup.trained, part, device, report, seconds, own)
-            for part in (data.train, data.validation)
-        ]
+        lambda own: rollout_scores(setup.trained, (data.train, data.validation), device, report, seconds, own)
     )
     if train_score is None:
         return (None, held_score), None

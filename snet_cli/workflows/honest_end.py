@@ -14,15 +14,17 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from snet_cli.data.merging import merge
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.distributed import ALONE, Team
+from snet_cli.errors import DataError
 from snet_cli.forecasting.rollout import Forecast, rollout
 from snet_cli.integration import Tolerances
 from snet_cli.spectral.mesh import Mesh
@@ -39,6 +41,9 @@ FloatArray = NDArray[np.float64]
 
 FORECAST = Tolerances()
 """Those of any forecast."""
+
+MOST_TOGETHER = 2_000_000
+"""Measured values up to which data sets are forecast as one, of which there is then a copy."""
 
 STOPPED_SECONDS = 0.3
 """Time that is left for a rollout once the user asks to stop: the model is written, its score can wait."""
@@ -101,7 +106,60 @@ def rollout_score(
     tolerances : Tolerances
         Its `rtol` and `atol`.
     """
-    end, asked = time.perf_counter() + seconds, False
+    end = time.perf_counter() + seconds
+    forecast = _forecast(trained, data, device, report, end, team, tolerances)
+    return _score(forecast, time.perf_counter() > end, report)
+
+
+def rollout_scores(
+    trained: TrainedModel,
+    parts: Sequence[Trajectories | None],
+    device: torch.device,
+    report: Reporter,
+    seconds: float,
+    team: Team = ALONE,
+) -> list[RolloutScore | None]:
+    """`rollout_score` of data sets, None of None, in one batch: its steps cost hardly more than those of one of them.
+
+    Where they do not describe the same channels, or are large, they are forecast one after the other.
+    """
+    given = [part for part in parts if part is not None]
+    size = sum(part.outputs.size for part in given)
+    whole = _merged(given) if len(given) > 1 and size <= MOST_TOGETHER else None
+    if whole is None:
+        return [None if part is None else rollout_score(trained, part, device, report, seconds, team) for part in parts]
+    end = time.perf_counter() + seconds
+    forecast = _forecast(trained, whole, device, report, end, team, FORECAST)
+    late, begin = time.perf_counter() > end, 0
+    scores: list[RolloutScore | None] = []
+    for part in parts:
+        if part is not None:
+            scores.append(_score(forecast.between(begin, begin + len(part)), late, report))
+            begin += len(part)
+        else:
+            scores.append(None)
+    return scores
+
+
+def _merged(parts: Sequence[Trajectories]) -> Trajectories | None:
+    """All trajectories; None where they do not describe the same channels."""
+    ids = [str(number) for number in range(sum(map(len, parts)))]
+    try:
+        return merge(parts, [""] * len(parts), ids)[0]
+    except DataError:
+        return None
+
+
+def _forecast(
+    trained: TrainedModel,
+    data: Trajectories,
+    device: torch.device,
+    report: Reporter,
+    end: float,
+    team: Team,
+    tolerances: Tolerances,
+) -> Forecast:
+    asked = False
 
     def time_is_up() -> bool:
         nonlocal end, asked
@@ -109,7 +167,7 @@ def rollout_score(
             end, asked = min(end, time.perf_counter() + STOPPED_SECONDS), True
         return time.perf_counter() > end
 
-    forecast = rollout(
+    return rollout(
         trained.forecast_model(device),
         data,
         rtol=tolerances.rtol,
@@ -117,14 +175,17 @@ def rollout_score(
         should_stop=time_is_up,
         team=team,
     )
+
+
+def _score(forecast: Forecast, late: bool, report: Reporter) -> RolloutScore:
+    """What a forecast says; `late` where its time was up."""
     if forecast.diverged:
-        late = " (its time was up)" if time.perf_counter() > end else ""
+        why = " (its time was up)" if late else ""
         report.note(
             f"{forecast.diverged} of {len(forecast)} forecasts over the data's own horizon do not reach its "
-            f"end{late}; the scores are over the rest. Shorter forecasts may still be good: snet evaluate --horizon."
+            f"end{why}; the scores are over the rest. Shorter forecasts may still be good: snet evaluate --horizon."
         )
-    in_time = time.perf_counter() <= end
-    words = {word: forecast.outcome.count(word) for word in set(forecast.outcome) if in_time or word != "budget"}
+    words = {word: forecast.outcome.count(word) for word in set(forecast.outcome) if not late or word != "budget"}
     return RolloutScore(forecast.mse, forecast.diverged, _relative(forecast.errors, _spread(forecast)), words)
 
 
