@@ -104,7 +104,8 @@ def test_fit_and_evaluate_give_the_same_score_for_every_method(files, snet, meth
     assert ran.code == 0, ran.err
     relaxed = ran.json["relaxed"]
     assert relaxed.keys() == {"total", "residual", "misfit"}
-    assert result["validation"] == {"relaxed": relaxed["total"], "mse": ran.json["mse"], "best_iteration": 3}
+    mse = pytest.approx(ran.json["mse"], rel=1e-9)  # forecast in another batch: other last digits
+    assert result["validation"] == {"relaxed": relaxed["total"], "mse": mse, "best_iteration": 3}
     if method == "alpha":
         gamma = (relaxed["total"] - relaxed["residual"]) / relaxed["misfit"]
         assert gamma == pytest.approx(held_out()[1].rule.gamma)
