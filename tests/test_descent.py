@@ -9,8 +9,8 @@ import torch
 
 from snet_cli.training import descent
 from snet_cli.training.arrow import ArrowProblem
-from snet_cli.training.descent import HOPELESS, MOST_STATE_DAMPING, STATE_DAMPING, Descent, Trust
-from snet_cli.training.linearisation import Linearisation
+from snet_cli.training.descent import MOST_STATE_DAMPING, STATE_DAMPING, Descent, Trust
+from snet_cli.training.linearisation import Linearisation, Move
 from snet_cli.training.weight_system import EASIER, HARDER, START_DAMPING
 from tests.alpha_cases import relaxed_spirals
 from tests.training_cases import network
@@ -63,18 +63,31 @@ def test_what_is_not_finite_is_told() -> None:
 def test_a_trial_that_the_last_step_foretells_to_fail_is_left_out(monkeypatch) -> None:
     """θ's damping falls by a fifth of the last step's, or less where that one says that this leads uphill."""
     arrow, nodes = problem()
-    steps = Descent()
-    first = steps.step(arrow, nodes, arrow.loss(nodes), GAMMA)
-    taken, begun = steps.damping * EASIER, steps.damping
-    told = Trust(GAMMA, taken, 0.5 * HOPELESS)
-    solved: list[float] = []
+    moves: list[tuple[float, Move]] = []
     solve = Linearisation.solve
-    monkeypatch.setattr(Linearisation, "solve", lambda self, mu: solved.append(mu) or solve(self, mu))
+
+    def solved(self: Linearisation, damping: float) -> Move | None:
+        move = solve(self, damping)
+        assert move is not None
+        moves.append((damping, move))
+        return move
+
+    monkeypatch.setattr(Linearisation, "solve", solved)
+    steps, before = Descent(), arrow.loss(nodes)
+    first = steps.step(arrow, nodes, before, GAMMA)
+    taken, move = moves[-1]
+    kept = (before.total(GAMMA) - first.loss.total(GAMMA)) / move.promise
+    assert steps.trust == Trust(GAMMA, taken, pytest.approx(max(1.0 - kept, 0.0)))
+
+    begun, told = taken / EASIER, Trust(GAMMA, taken, 0.9)
+    tried = []
     for trust, gamma in ((told, GAMMA), (told._replace(left_out=1e-3), GAMMA), (told, 2.0 * GAMMA)):
+        moves.clear()
         steps.damping, steps.trust = begun, trust
         steps.step(arrow, first.nodes, first.loss, gamma)
-    # at half of the last step's μ it would leave out 14 times what it promises
-    assert solved[0] == pytest.approx(begun * HARDER**2)
-    assert solved.count(begun) == 2, "nothing speaks against it after a good step, or on another level"
+        tried.append(moves[0][0])
+    # at half of the last step's μ it would leave out 5.1 times what it promises, at a fifth 50 times
+    assert tried[0] == pytest.approx(begun * HARDER**2)
+    assert tried[1:] == [begun, begun], "nothing speaks against it after a good step, or on another level"
     assert steps.trust is not None
     assert steps.trust.gamma == 2.0 * GAMMA

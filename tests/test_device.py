@@ -70,21 +70,27 @@ def on_the_device(built: Path, commands: Sequence[Sequence[object]]) -> None:
     assert done.returncode == 0, done.stderr
 
 
+def numbers(path: str) -> dict[str, np.ndarray]:
+    """All arrays of floats in a file but seconds."""
+    found = {}
+
+    def take(name: str, item: object) -> None:
+        if isinstance(item, h5py.Dataset) and item.dtype.kind == "f" and "seconds" not in name:
+            found[name] = item[...]
+
+    with h5py.File(path) as file:
+        file.visititems(take)
+    return found
+
+
 def same(first: str, second: str) -> None:
-    """Two files hold the same numbers, to what other last digits become in some steps; seconds of training apart."""
-    compared = []
-    with h5py.File(first) as one, h5py.File(second) as other:
-
-        def compare(name: str, item: object) -> None:
-            if isinstance(item, h5py.Dataset) and item.dtype.kind == "f" and "seconds" not in name:
-                a, b = item[...], other[name][...]
-                np.testing.assert_allclose(
-                    a, b, rtol=1e-5, atol=1e-6 * np.nanmax(np.abs(b), initial=1e-30), err_msg=name
-                )
-                compared.append(name)
-
-        one.visititems(compare)
-    assert compared
+    """Two files hold the same numbers, to what other last digits become in some steps."""
+    one, other = numbers(first), numbers(second)
+    assert one
+    assert one.keys() == other.keys()
+    for name, b in other.items():
+        least = 1e-6 * np.nanmax(np.abs(b), initial=1e-30)
+        np.testing.assert_allclose(one[name], b, rtol=1e-5, atol=least, err_msg=name)
 
 
 @pytest.mark.parametrize("case", FITS)

@@ -167,7 +167,10 @@ def test_all_processes_choose_what_one_would(tmp_path: Path, monkeypatch: pytest
 def test_forecasts_from_little_noisy_data_gain(
     snet: Snet, monkeypatch: pytest.MonkeyPatch, system: str, horizon: float
 ) -> None:
-    """Against α = 1 for all weights, over twice the training horizon, mean of two data sets: measured 0.5."""
+    """Against α = 1 for all weights, over twice the training horizon, mean of two data sets: 0.6 and 0.4 over four.
+
+    A van der Pol oscillator gains 0.87, less than one data set differs from another.
+    """
 
     def error(seed: int) -> float:
         words = ("--trajectories", 4, "--noise", 0.05, "--unknown-x0", "--seed", seed, "--force")

@@ -88,23 +88,45 @@ def test_an_order_too_low_is_named_with_the_remedy(snet, tmp_path):
 
 
 def test_data_sets_forecast_in_one_batch_score_as_each_alone(recorded, snet, monkeypatch):
-    """Also those with other channels, which are forecast one after the other."""
+    """Those with other channels, systems or clocks are forecast one after the other."""
     data = spirals(3, 80)
     assert snet("fit", "a.h5", "-o", "m.h5", "--model", "linear", "--method", "delta", "--order", "6").code == 0
     trained = load_trained("m.h5")
-    parts = [data.select([0, 1]), None, data.select([2]).select_rows(np.arange(80) < 50)]
     device, asked = torch.device("cpu"), []
-    alone = [part and rollout_score(trained, part, device, Silent(), 60.0) for part in parts]
     monkeypatch.setattr(honest_end, "rollout", lambda *args, **kw: asked.append(len(args[1])) or rollout(*args, **kw))
-    together = rollout_scores(trained, parts, device, Silent(), 60.0)
-    assert asked == [3]
-    renamed = replace(parts[2], units={"a": "m"})
-    apart = rollout_scores(trained, [parts[0], None, renamed], device, Silent(), 60.0)
-    assert asked == [3, 2, 1]
-    for found in (together, apart):
+    first, last = data.select([0, 1]), data.select([2]).select_rows(np.arange(80) < 50)
+    others = {
+        "alike": last,
+        "channels": replace(last, units={"a": "m"}),
+        "system": replace(last, system={"name": "vehicle"}),
+        "clock": last.select_rows(np.arange(50) % 2 == 0),
+    }
+    for name, other in others.items():
+        asked.clear()
+        parts = [first, None, other]
+        found = rollout_scores(trained, parts, device, Silent(), 60.0)
+        assert asked == ([3] if name == "alike" else [2, 1]), name
         assert found[1] is None
-        for one, other in ((found[0], alone[0]), (found[2], alone[2])):
+        for part, score in ((first, found[0]), (other, found[2])):
+            alone = rollout_score(trained, part, device, Silent(), 60.0)
             # steps are each trajectory's own; sums of other batches have other last digits
-            assert one.mse == pytest.approx(other.mse, rel=1e-6)
-            assert one.relative == pytest.approx(other.relative, rel=1e-6)
-            assert (one.diverged, one.outcomes) == (other.diverged, other.outcomes)
+            assert score.mse == pytest.approx(alone.mse, rel=1e-6)
+            assert score.relative == pytest.approx(alone.relative, rel=1e-6)
+            assert (score.diverged, score.outcomes) == (alone.diverged, alone.outcomes)
+
+
+class Impatient(Silent):
+    def should_stop(self):
+        return True
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_what_a_stop_cuts_off_is_no_finding(recorded, snet, monkeypatch, parts):
+    """Forecasts that the user stopped did not reach their end, but not because of the model."""
+    monkeypatch.setattr(honest_end, "STOPPED_SECONDS", 0.0)
+    assert snet("fit", "a.h5", "-o", "m.h5", "--model", "linear", "--method", "delta", "--order", "6").code == 0
+    data, device = spirals(3, 80), torch.device("cpu")
+    found = rollout_scores(load_trained("m.h5"), [data, data][:parts], device, Impatient(), 60.0)
+    for score in found:
+        assert score.diverged == 3
+        assert score.outcomes == {}

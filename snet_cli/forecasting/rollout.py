@@ -109,23 +109,6 @@ class Forecast:
         """Mean squared error over all scored values, in the data's units; None where there is none."""
         return mean_square(self.errors)
 
-    def between(self, begin: int, end: int) -> Forecast:
-        """Forecasts `begin` to `end` alone."""
-        first = np.concatenate([[0], np.cumsum(self.windows.row_size)])
-        part, rows = np.arange(begin, end), slice(first[begin], first[end])
-        return replace(
-            self,
-            windows=self.windows.between(begin, end),
-            trajectories=self.trajectories.select(part),
-            observed=self.observed.select(part),
-            true_outputs=None if self.true_outputs is None else self.true_outputs[rows],
-            scored=self.scored[rows],
-            states=self.states[rows],
-            outcome=self.outcome[begin:end],
-            end_time=self.end_time[part],
-            start_kind=self.start_kind[part],
-        )
-
     def _errors_against(self, values: FloatArray) -> FloatArray:
         counts = self.scored & np.repeat(self.complete, self.windows.row_size)
         return np.where(counts[:, None], self.trajectories.outputs - values, np.nan)

@@ -127,7 +127,7 @@ class Descent:
         arrow, gamma, theta = system.problem, system.gamma, system.problem.theta()
         J = before.total(gamma)
         while self.trust is not None and self.trust.hopeless(gamma, self.damping):
-            self.damping *= HARDER
+            self.damping = min(self.damping * HARDER, MOST_DAMPING)
         for _ in range(TRIES):
             move = system.solve(self.damping)
             if move is not None:
@@ -136,7 +136,8 @@ class Descent:
                 after = arrow.loss(nodes)
                 if after.total(gamma) < J:  # false for NaN
                     kept = (J - after.total(gamma)) / move.promise if move.promise > 0 else 1.0
-                    self.trust = Trust(gamma, self.damping, max(1.0 - kept, 0.0))
+                    free = self.state_damping == STATE_DAMPING  # else X was held, and the next step is another
+                    self.trust = Trust(gamma, self.damping, max(1.0 - kept, 0.0)) if free else None
                     self.damping = max(self.damping / EASIER, LEAST_DAMPING)
                     self.state_damping = max(self.state_damping / EASIER, STATE_DAMPING)
                     return Descended(nodes, after, system.reduced)

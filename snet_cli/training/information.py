@@ -54,16 +54,14 @@ class Squares:
         """Roots of all processes' sums in units of θ; None where squares do not hold enough digits."""
         (totals,) = team.sum(self.totals)
         trace = float(torch.diagonal(totals, dim1=1, dim2=2).sum())
-        if not trace <= SQUARED:  # true for NaN
-            return None
-        roots = []
-        for total in totals:
+        spoiled = not trace <= SQUARED  # true for NaN
+        for total in () if spoiled else totals:
             mirror(total).diagonal().add_(RIDGE * trace)
             L, info = torch.linalg.cholesky_ex(total)
-            if int(info) != 0:
-                return None
-            roots.append(L.mT / self.prior)
-        return roots
+            spoiled |= int(info) != 0
+            torch.div(L.mT, self.prior, out=total)
+        # one answer for all: machines of different kinds round differently
+        return None if team.any(spoiled)[0] else list(totals)
 
 
 class Triangles:

@@ -42,7 +42,7 @@ from snet_cli.models.base import Model
 from snet_cli.training.arrow import ArrowProblem, Batch
 from snet_cli.training.block_solver import BlockFactor
 from snet_cli.training.discrepancy import determined, dispersions, error_pattern
-from snet_cli.training.information import Information, Squares, Triangles
+from snet_cli.training.information import SQUARED, Information, Squares, Triangles
 from snet_cli.training.relaxed import RelaxedProblem
 from snet_cli.training.state_jacobian import state_jacobian
 from snet_cli.training.theta_jacobian import theta_jacobian
@@ -77,7 +77,7 @@ SETTLING_STEPS = 8
 class _Likelihood(NamedTuple):
     """Everything in one place: the problem, X, γ and the known noise (d,), NaN where nothing is stated.
 
-    `exact` where the data is.
+    `squares` where they may hold enough digits of the information.
     """
 
     relaxed: RelaxedProblem
@@ -85,7 +85,7 @@ class _Likelihood(NamedTuple):
     nodes: Tensor
     gamma: float
     stated: FloatArray
-    exact: bool
+    squares: bool
     memory: int
     team: Team
 
@@ -116,7 +116,7 @@ def posterior_of(
     gamma = min(gamma, LARGEST_GAMMA)
     nodes = _settled(arrow, nodes, gamma)
     team = arrow.team
-    problem = _Likelihood(arrow.relaxed, arrow.model, nodes, gamma, stated, arrow.exact, arrow.memory, team)
+    problem = _Likelihood(arrow.relaxed, arrow.model, nodes, gamma, stated, not arrow.exact, arrow.memory, team)
     values = _values(problem.relaxed, team)
     if team.any(not bool(torch.isfinite(nodes).all()))[0] or values.max() == 0:
         return None
@@ -135,6 +135,8 @@ def posterior_of(
         if last or np.allclose(ratio, ratio[0], rtol=1e-2, atol=0.0):
             break  # all channels alike: what was found needs another unit only
         if starts and ratio.max() > ALIKE * ratio.min():
+            problem = problem._replace(squares=float(information.values.sum()) <= SQUARED)
+            del information, roots
             roots = _information_roots(problem, noise * np.sqrt(pattern.correlation), prior)
         else:
             roots = [root / by for root, by in zip(roots, ratio, strict=True)]
@@ -195,7 +197,7 @@ def _information_roots(problem: _Likelihood, noise: FloatArray, prior: FloatArra
     arrow = ArrowProblem(relaxed, problem.model, problem.nodes, memory=problem.memory, formed=True, team=problem.team)
     unit = torch.from_numpy(prior).to(weight)
     roots: list[Tensor] | None = None
-    for kind in (Triangles,) if problem.exact else (Squares, Triangles):
+    for kind in (Squares, Triangles) if problem.squares else (Triangles,):
         sums = kind(len(noise), unit)
         if problem.team.any(not all(_add_rows(sums, problem, arrow, batch, weight) for batch in arrow.batches))[0]:
             return None

@@ -20,7 +20,7 @@ MEMORY_SHARE = 0.25
 """Share of `--max-memory` for matrices of N_θ² doubles."""
 
 STEPS_WORTH = 4.0
-"""What the posterior costs, in iterations of the method: two eliminations and the sums over the samples."""
+"""What the posterior costs, in iterations of the method: at most three eliminations and the sums over the samples."""
 
 WARM_UP_SHARE = 10.0
 """The same while θ moves alone, whose iterations cost so much less."""

@@ -25,7 +25,9 @@ from snet_cli.data.merging import merge
 from snet_cli.data.trajectories import Trajectories
 from snet_cli.distributed import ALONE, Team
 from snet_cli.errors import DataError
+from snet_cli.forecasting.choice import chosen
 from snet_cli.forecasting.rollout import Forecast, rollout
+from snet_cli.forecasting.windows import Windows, plan_windows, time_tolerance
 from snet_cli.integration import Tolerances
 from snet_cli.spectral.mesh import Mesh
 from snet_cli.spectral.refinement import prolong, raise_order
@@ -43,7 +45,10 @@ FORECAST = Tolerances()
 """Those of any forecast."""
 
 MOST_TOGETHER = 2_000_000
-"""Measured values up to which data sets are forecast as one, of which there is then a copy."""
+"""Numbers up to which data sets are forecast as one, of which there is then a copy."""
+
+SAME_CLOCK = 1.1
+"""Sampling intervals relative to each other up to which times of both are told apart by one tolerance."""
 
 STOPPED_SECONDS = 0.3
 """Time that is left for a rollout once the user asks to stop: the model is written, its score can wait."""
@@ -106,9 +111,8 @@ def rollout_score(
     tolerances : Tolerances
         Its `rtol` and `atol`.
     """
-    end = time.perf_counter() + seconds
-    forecast = _forecast(trained, data, device, report, end, team, tolerances)
-    return _score(forecast, time.perf_counter() > end, report)
+    forecast, late = _forecast(trained, data, device, report, seconds, team, tolerances)
+    return _score(forecast, late, report)
 
 
 def rollout_scores(
@@ -121,33 +125,52 @@ def rollout_scores(
 ) -> list[RolloutScore | None]:
     """`rollout_score` of data sets, None of None, in one batch: its steps cost hardly more than those of one of them.
 
-    Where they do not describe the same channels, or are large, they are forecast one after the other.
+    Where they differ in channels, system or clock, or are large, they are forecast one after the other.
     """
     given = [part for part in parts if part is not None]
-    size = sum(part.outputs.size for part in given)
-    whole = _merged(given) if len(given) > 1 and size <= MOST_TOGETHER else None
-    if whole is None:
+    try:
+        whole = _merged(given)
+        windows = plan_windows(whole, tolerance=max(map(time_tolerance, given)))
+        forecast, late = _forecast(trained, whole, device, report, seconds, team, FORECAST, windows)
+    except DataError:
         return [None if part is None else rollout_score(trained, part, device, report, seconds, team) for part in parts]
-    end = time.perf_counter() + seconds
-    forecast = _forecast(trained, whole, device, report, end, team, FORECAST)
-    late, begin = time.perf_counter() > end, 0
     scores: list[RolloutScore | None] = []
+    begin = 0
     for part in parts:
-        if part is not None:
-            scores.append(_score(forecast.between(begin, begin + len(part)), late, report))
-            begin += len(part)
-        else:
-            scores.append(None)
+        count = 0 if part is None else len(part)
+        own, _ = chosen(forecast, np.arange(begin, begin + count))
+        scores.append(None if part is None else _score(own, late and "budget" in own.outcome, report))
+        begin += count
     return scores
 
 
-def _merged(parts: Sequence[Trajectories]) -> Trajectories | None:
-    """All trajectories; None where they do not describe the same channels."""
-    ids = [str(number) for number in range(sum(map(len, parts)))]
-    try:
-        return merge(parts, [""] * len(parts), ids)[0]
-    except DataError:
-        return None
+def _merged(parts: Sequence[Trajectories]) -> Trajectories:
+    """All trajectories, where nothing that a forecast needs is lost or added thereby.
+
+    Raises
+    ------
+    DataError
+        If they do not describe the same channels, system and times, or are large.
+    """
+    first, *others = parts
+    if not others:
+        return first
+    if any(part.system != first.system or part.parameters.keys() != first.parameters.keys() for part in others):
+        raise DataError("data sets of different systems.")
+    slack = [time_tolerance(part) for part in parts]
+    if not max(slack) <= SAME_CLOCK * min(slack):
+        raise DataError("data sets of different clocks.")
+    if sum(_size(part) for part in parts) > MOST_TOGETHER:
+        raise DataError("a second copy of the data sets would be large.")
+    return merge(parts, [""] * len(parts), [str(number) for number in range(sum(map(len, parts)))])[0]
+
+
+def _size(data: Trajectories) -> int:
+    """Numbers of a data set."""
+    sampled, fourier = data.inputs.sampled, data.inputs.fourier
+    size = data.outputs.size + (0 if data.truth is None else data.truth.size)
+    size += 0 if sampled is None else sampled.time.size + sampled.values.size
+    return size + (0 if fourier is None else 2 * fourier.cos.size)
 
 
 def _forecast(
@@ -155,11 +178,13 @@ def _forecast(
     data: Trajectories,
     device: torch.device,
     report: Reporter,
-    end: float,
+    seconds: float,
     team: Team,
     tolerances: Tolerances,
-) -> Forecast:
-    asked = False
+    windows: Windows | None = None,
+) -> tuple[Forecast, bool]:
+    """The forecasts of a data set, and whether the time was up before all had ended."""
+    end, asked = time.perf_counter() + seconds, False
 
     def time_is_up() -> bool:
         nonlocal end, asked
@@ -167,14 +192,16 @@ def _forecast(
             end, asked = min(end, time.perf_counter() + STOPPED_SECONDS), True
         return time.perf_counter() > end
 
-    return rollout(
+    forecast = rollout(
         trained.forecast_model(device),
         data,
+        windows,
         rtol=tolerances.rtol,
         atol=tolerances.atol,
         should_stop=time_is_up,
         team=team,
     )
+    return forecast, time.perf_counter() > end
 
 
 def _score(forecast: Forecast, late: bool, report: Reporter) -> RolloutScore:

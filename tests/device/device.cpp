@@ -27,6 +27,8 @@ namespace {
 constexpr auto KIND = c10::DeviceType::PrivateUse1;
 constexpr c10::DispatchKeySet KEYS(c10::DispatchKey::PrivateUse1);
 
+long operations = 0;
+
 bool is_own(const at::Tensor& tensor) { return tensor.device().type() == KIND; }
 
 // Memory, and what torch asks of every device.
@@ -155,6 +157,7 @@ void refuse_mixed(const c10::OperatorHandle& operation, c10::DispatchKeySet, tor
       for (const auto& tensor : value.toOptionalTensorVector()) if (tensor) see(*tensor, name);
   }
   TORCH_CHECK(!own || stray.empty(), schema.name(), ": '", stray, "' stands on the processor, not on the device");
+  operations += own;
   at::native::cpu_fallback(operation, stack, false);
 }
 
@@ -178,4 +181,7 @@ TORCH_LIBRARY_IMPL(_, PrivateUse1, library) {
   library.fallback(torch::CppFunction::makeFromBoxedFunction<&refuse_mixed>());
 }
 
-PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) { at::RegisterPrivateUse1HooksInterface(&hooks); }
+PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
+  at::RegisterPrivateUse1HooksInterface(&hooks);
+  module.def("operations", [] { return operations; });
+}

@@ -23,12 +23,15 @@ from snet_cli.workflows import compare_figures, compare_rows, device_choice, eva
 
 NAME = "elsewhere"
 
+LEAST = 100
+"""Operations on the device that even the smallest command takes."""
 
-def build(folder: Path) -> None:
-    """Compile the device, and let torch know it."""
+
+def build(folder: Path) -> Any:
+    """Compile the device, and let torch know it; returns a module whose `operations` counts what ran there."""
     folder.mkdir(exist_ok=True)
     source = Path(__file__).with_name("device.cpp")
-    load("snet_test_device", [str(source)], build_directory=str(folder), is_python_module=True)
+    built = load("snet_test_device", [str(source)], build_directory=str(folder), is_python_module=True)
     torch.utils.rename_privateuse1_backend(NAME)
     module = types.ModuleType(NAME)
     for name, answer in {
@@ -43,6 +46,7 @@ def build(folder: Path) -> None:
     module.manual_seed_all = lambda seed: None  # type: ignore[attr-defined]
     torch._register_device_module(NAME, module)
     torch.utils.generate_methods_for_privateuse1_backend()
+    return built
 
 
 def deepcopy_on_the_device(known: Any = Tensor.__deepcopy__) -> None:
@@ -72,10 +76,15 @@ def take(device: torch.device) -> None:
 
 
 if __name__ == "__main__":
-    build(Path(sys.argv[1]))
+    built = build(Path(sys.argv[1]))
     deepcopy_on_the_device()
     assert copy.deepcopy(torch.ones(2, device=NAME)).device.type == NAME
     take(torch.device(NAME, 0))
     for separated, words in itertools.groupby(sys.argv[2:], lambda word: word == ";"):
-        if not separated and (code := main(list(words))) != 0:
+        if separated:
+            continue
+        before = built.operations()
+        if (code := main(list(words))) != 0:
             sys.exit(code)
+        if built.operations() < before + LEAST:
+            sys.exit("the command did not compute on the device")
