@@ -128,41 +128,45 @@ def rollout_scores(
     Where they differ in channels, system or clock, or are large, they are forecast one after the other.
     """
     given = [part for part in parts if part is not None]
-    try:
-        whole = _merged(given)
-        windows = plan_windows(whole, tolerance=max(map(time_tolerance, given)))
-        forecast, late = _forecast(trained, whole, device, report, seconds, team, FORECAST, windows)
-    except DataError:
-        return [None if part is None else rollout_score(trained, part, device, report, seconds, team) for part in parts]
-    scores: list[RolloutScore | None] = []
-    begin = 0
-    for part in parts:
-        count = 0 if part is None else len(part)
-        own, _ = chosen(forecast, np.arange(begin, begin + count))
-        scores.append(None if part is None else _score(own, late and "budget" in own.outcome, report))
-        begin += count
-    return scores
+    if _go_together(given):
+        try:
+            judged = iter(_scored_together(trained, given, device, report, seconds, team))
+            return [None if part is None else next(judged) for part in parts]
+        except DataError:  # other channels; or an error that says what it is about where it comes from one of them
+            pass
+    return [None if part is None else rollout_score(trained, part, device, report, seconds, team) for part in parts]
 
 
-def _merged(parts: Sequence[Trajectories]) -> Trajectories:
-    """All trajectories, where nothing that a forecast needs is lost or added thereby.
+def _go_together(parts: Sequence[Trajectories]) -> bool:
+    """Whether there are several that one batch would forecast as each alone, and a copy of them is small."""
+    if len(parts) < 2 or sum(map(_size, parts)) > MOST_TOGETHER:
+        return False
+    first, slack = parts[0], [time_tolerance(part) for part in parts]
+    same = all(p.system == first.system and p.parameters.keys() == first.parameters.keys() for p in parts)
+    return same and max(slack) <= SAME_CLOCK * min(slack)
+
+
+def _scored_together(
+    trained: TrainedModel,
+    parts: Sequence[Trajectories],
+    device: torch.device,
+    report: Reporter,
+    seconds: float,
+    team: Team,
+) -> list[RolloutScore]:
+    """The scores of data sets from one batch.
 
     Raises
     ------
     DataError
-        If they do not describe the same channels, system and times, or are large.
+        If they do not describe the same channels, or the inputs of one do not cover it.
     """
-    first, *others = parts
-    if not others:
-        return first
-    if any(part.system != first.system or part.parameters.keys() != first.parameters.keys() for part in others):
-        raise DataError("data sets of different systems.")
-    slack = [time_tolerance(part) for part in parts]
-    if not max(slack) <= SAME_CLOCK * min(slack):
-        raise DataError("data sets of different clocks.")
-    if sum(_size(part) for part in parts) > MOST_TOGETHER:
-        raise DataError("a second copy of the data sets would be large.")
-    return merge(parts, [""] * len(parts), [str(number) for number in range(sum(map(len, parts)))])[0]
+    ends = np.cumsum([len(part) for part in parts])
+    whole, _ = merge(parts, [""] * len(parts), [str(number) for number in range(ends[-1])])
+    windows = plan_windows(whole, tolerance=max(map(time_tolerance, parts)))
+    forecast, late = _forecast(trained, whole, device, report, seconds, team, FORECAST, windows)
+    found = [chosen(forecast, np.arange(end - len(part), end))[0] for part, end in zip(parts, ends, strict=True)]
+    return [_score(own, late and "budget" in own.outcome, report) for own in found]
 
 
 def _size(data: Trajectories) -> int:
